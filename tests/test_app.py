@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,7 @@ from structlog.testing import capture_logs
 
 from exporter.app import App
 from exporter.calls import CallbackOutcome, Finished, Result, Status, WatchedCall
-from exporter.config import (
-    AccountConfig,
-    BalanceConfig,
-    CallConfig,
-    Config,
-    LedgerConfig,
-    PollingConfig,
-    WatchConfig,
-    load_config,
-)
+from exporter.config import CallConfig, Config, WatchConfig, load_config
 from exporter.errors import ConfigError, LedgerError, Problem
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
@@ -37,6 +29,7 @@ from exporter.polling.intervals import ENOUGH
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
+from tests.notify.bench import ACCOUNTS, Bench
 from tests.notify.receiver import SECRET
 from tests.samples import samples, value
 from tests.waiting import DEADLINE, deadline, until
@@ -46,72 +39,37 @@ BUSY = Finished(Result.SUCCESS, Status.BUSY)
 
 @pytest_asyncio.fixture
 async def simulator() -> AsyncIterator[Simulator]:
-    async with Simulator(accounts=[Account("main", "key", "s"), Account("b", "kb", "s")]) as it:
+    async with Simulator(accounts=ACCOUNTS) as it:
         yield it
 
 
-class Bench:
-    """A service, and the configuration that it loads."""
-
-    def __init__(
-        self,
-        simulator: Simulator,
-        folder: Path,
-        changed: Callable[[], bool] | None = None,
-        **intervals: Any,  # float: seconds, see `App`
-    ) -> None:
-        self.config = Config(
-            accounts=(account(simulator, "main", "key"),),
-            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=1),
-            balance=BalanceConfig(interval=0.0),
-            watch=WatchConfig(labels=("campaign",)),
-            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}", keep_finished=1),
-        )
-        self.service = App(lambda: self.config, changed, **intervals)
-
-    def counted(self, **labels: str) -> float:
-        return value(self.service.metrics, "esms_calls_total", **labels)
-
-    async def push(
-        self,
-        *names: str,
-        account: str = "main",
-        campaign: str = "otp",
-        kind: Kind | None = None,
-    ) -> None:
-        labels = {"campaign": campaign}
-        calls = [NewCall(account, reference_id(name), labels, kind) for name in names]
-        await self.service.calls.add(None, calls)
-
-
-def account(simulator: Simulator, name: str, key: str) -> AccountConfig:
-    keys = {"api_key": Secret(key), "secret_key": Secret("s")}
-    url = simulator.url
-    return AccountConfig(name=name, **keys, base_url=url, message_url=url)
+def of_main(
+    simulator: Simulator, folder: Path, app: Callable[..., App] = App, **sections: Any
+) -> Bench:
+    """Return an exporter with the account `main` alone; see `Bench` for its parameters."""
+    bench = Bench(simulator, folder, app, shutdown_timeout=1, **sections)
+    bench.config = bench.config.model_copy(update={"accounts": bench.accounts[:1]})
+    return bench
 
 
 @pytest_asyncio.fixture
 async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(simulator, tmp_path)
-    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
-    await bench.service.open()
-    await bench.service.start()
-    yield bench
-    await bench.service.stop()
+    async with of_main(simulator, tmp_path) as bench:
+        yield bench
 
 
 async def test_calls_that_are_pushed_are_polled_and_shown(
     bench: Bench, simulator: Simulator
 ) -> None:
     simulator.add_call("main", "a", Plan())
-    await bench.push("a", "later")
+    await bench.watch("a", "later", campaign="otp")
     assert bench.service.calls.count == 2
     # The series are there before the first result, so that the first failure can be alerted on.
     labels = {"result": "failure", "status": "no_answer", "campaign": "otp"}
     assert samples(bench.service.metrics, "esms_calls_total", **labels)
     await until(lambda: bench.counted(campaign="otp", status="answered") == 1)
     await until(lambda: bench.service.calls.count == 1)
-    await bench.push("a", "A ", "later", campaign="other")
+    await bench.watch("a", "A ", "later", campaign="other")
     assert bench.service.calls.count == 1
     status = [account.status for account in bench.service.accounts.values()]
     assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
@@ -131,7 +89,7 @@ async def test_calls_are_polled_though_nobody_waits_for_their_commit(
         return watch(*args, **kwargs)
 
     monkeypatch.setattr(store, "watch", slow)
-    task = asyncio.create_task(bench.push("a", "b"))
+    task = asyncio.create_task(bench.watch("a", "b"))
     await until(begun.is_set)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -141,44 +99,32 @@ async def test_calls_are_polled_though_nobody_waits_for_their_commit(
 
 
 async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simulator) -> None:
-    simulator.add_call("b", "x", Plan())
-    await bench.push("x", account="b")
+    simulator.add_call("b.1", "x", Plan())
+    await bench.watch("x", account="b.1")
     assert bench.service.calls.count == 0
-    both = (*bench.config.accounts, account(simulator, "b", "kb"))
-    bench.config = bench.config.model_copy(update={"accounts": both})
-    await bench.service.reload()
-    await until(lambda: bench.counted(account="b", status="answered") == 1)
+    await bench.change(accounts=bench.accounts)
+    await until(lambda: bench.counted(account="b.1", status="answered") == 1)
     # Gone, and its series with it; back, and its counts with it.
-    bench.config = bench.config.model_copy(update={"accounts": both[:1]})
-    await bench.service.reload()
-    assert bench.counted(account="b") == 0
-    bench.config = bench.config.model_copy(update={"accounts": both})
-    await bench.service.reload()
-    assert bench.counted(account="b", status="answered") == 1
+    await bench.change(accounts=bench.accounts[:1])
+    assert bench.counted(account="b.1") == 0
+    await bench.change(accounts=bench.accounts)
+    assert bench.counted(account="b.1", status="answered") == 1
 
 
-async def test_nothing_is_left_of_an_account_that_is_gone(
-    bench: Bench, simulator: Simulator
-) -> None:
-    one = bench.config
+async def test_nothing_is_left_of_an_account_that_is_gone(bench: Bench) -> None:
     running = len(asyncio.all_tasks())
-    two = (*one.accounts, account(simulator, "b", "kb"))
-    for accounts in (two, one.accounts) * 2:
-        bench.config = one.model_copy(update={"accounts": accounts})
-        await bench.service.reload()
+    for accounts in (bench.accounts, bench.accounts[:1]) * 2:
+        await bench.change(accounts=accounts)
     await until(lambda: len(asyncio.all_tasks()) <= running)
 
 
-async def test_what_an_account_left_behind_counts_still(bench: Bench, simulator: Simulator) -> None:
-    await bench.push("a")
-    ((_, call),) = bench.service.accounts["main"].poller.calls.items()
-    both, ledger = bench.config, bench.service.ledger
-    other = (account(simulator, "b", "kb"),)
-    bench.config = both.model_copy(update={"accounts": other})
-    await bench.service.reload()
+async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
+    await bench.watch("a")
+    (call,) = bench.service.accounts["main"].poller.calls.values()
+    ledger = bench.service.ledger
+    await bench.change(accounts=bench.accounts[1:])
     ledger.record("main", call, BUSY, call.first_watched + 1)
-    bench.config = both
-    await bench.service.reload()
+    await bench.change(accounts=bench.accounts[:1])
     await until(lambda: bench.counted(status="busy") == 1)
     await until(lambda: bench.service.calls.count == 0)
     # A second finish of the same call counts nothing.
@@ -188,7 +134,7 @@ async def test_what_an_account_left_behind_counts_still(bench: Bench, simulator:
 
 
 async def test_a_callback_whose_account_leaves_meanwhile_finishes_nothing(bench: Bench) -> None:
-    await bench.push("a")
+    await bench.watch("a")
     call = await bench.service.calls.find("main", reference_id("a"))
     assert call is not None
     ended = Answer(Outcome.OK, "100", send_status=5, sent_result=1, call_status="BUSY")
@@ -214,45 +160,33 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
 async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(simulator, tmp_path, ledger_retry=0.05)
-    service = bench.service
-    await service.open()
-    await service.start()
-    store = service.ledger.store
-    await bench.push(*"xyz", account="b")
-    both = (*bench.config.accounts, account(simulator, "b", "kb"))
-    bench.config = bench.config.model_copy(update={"accounts": both})
-    # First before the account is there, then while its calls are read.
-    for method in ("keep_only", "unfinished"):
+    async with of_main(simulator, tmp_path, partial(App, ledger_retry=0.05)) as bench:
+        service = bench.service
+        await bench.watch(*"xyz", account="b.1")
+        # First before the account is there, then while its calls are read.
+        for method in ("keep_only", "unfinished"):
 
-        def fail(*_: object) -> None:
-            raise LedgerError("ledger: is locked")
+            def fail(*_: object) -> None:
+                raise LedgerError("ledger: is locked")
 
-        with monkeypatch.context() as broken:
-            broken.setattr(store, method, fail)
-            with pytest.raises(LedgerError):
-                await service.reload()
-    assert service.calls.count == 0
-    await until(lambda: not service.config_status.problems)
-    assert service.calls.count == 3
-    await service.stop()
+            with monkeypatch.context() as broken:
+                broken.setattr(service.ledger.store, method, fail)
+                with pytest.raises(LedgerError):
+                    await bench.change(accounts=bench.accounts)
+        assert service.calls.count == 0
+        await until(lambda: not service.config_status.problems)
+        assert service.calls.count == 3
 
 
 async def test_configured_calls_wait_for_room(simulator: Simulator, tmp_path: Path) -> None:
-    bench = Bench(simulator, tmp_path, lambda: False, room_retry=0.1)
-
-    def configure(*names: str) -> None:
+    def watch(*names: str) -> WatchConfig:
         calls = tuple(CallConfig(reference_id(name), "main") for name in names)
-        watch = WatchConfig(labels=("campaign",), calls=calls, max_calls=2)
-        bench.config = bench.config.model_copy(update={"watch": watch})
+        return WatchConfig(labels=("campaign",), calls=calls, max_calls=2)
 
-    configure("a", "b")
-    await bench.service.open()
-    await bench.service.start()
-    try:
+    app = partial(App, changed=lambda: False, room_retry=0.1)
+    async with Bench(simulator, tmp_path, app, watch=watch("a", "b")) as bench:
         # Others in their place find the room that they leave.
-        configure("c", "d")
-        await bench.service.reload()
+        await bench.change(watch=watch("c", "d"))
         poller = bench.service.accounts["main"].poller
 
         def watched() -> set[str]:
@@ -260,32 +194,27 @@ async def test_configured_calls_wait_for_room(simulator: Simulator, tmp_path: Pa
 
         await until(lambda: watched() == {"c", "d"})
         assert bench.counted() == 0
-    finally:
-        await bench.service.stop()
 
 
 async def test_old_calls_are_pruned(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(simulator, tmp_path, prune_interval=0.05)
-    await bench.service.open()
-    real = bench.service.ledger.execute
     pruned: list[float] = []
-    fails = [True]
 
-    async def execute(statements: Any, *args: Any) -> object:  # Any: whatever the ledger is given
-        if statements is not prune_finished:
-            return await real(statements, *args)
-        pruned.append(args[0])
-        if fails.pop() if fails else False:
-            raise LedgerError("ledger: is locked")
-        return BATCH_SIZE if len(pruned) == 2 else 3
-
-    monkeypatch.setattr(bench.service.ledger, "execute", execute)
     with capture_logs() as logs:
-        await bench.service.start()
-        await until(lambda: len(pruned) >= 4)
-        await bench.service.stop()
+        async with Bench(simulator, tmp_path, partial(App, prune_interval=0.05)) as bench:
+            real = bench.service.ledger.execute
+
+            async def execute(statements: Any, *args: Any) -> object:  # Any: of the ledger
+                if statements is not prune_finished:
+                    return await real(statements, *args)
+                pruned.append(args[0])
+                if len(pruned) == 1:
+                    raise LedgerError("ledger: is locked")
+                return BATCH_SIZE if len(pruned) == 2 else 3
+
+            monkeypatch.setattr(bench.service.ledger, "execute", execute)
+            await until(lambda: len(pruned) >= 4)
     warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
     assert warnings == ["pruning of old calls failed"]
 
@@ -296,31 +225,28 @@ async def test_a_part_that_fails_ends_the_exporter(bench: Bench, simulator: Simu
 
     config = bench.config
     bench.service.accounts["main"].poller.configure(config.accounts[0], config.polling, buggy)
-    await bench.push("a")
+    await bench.watch("a")
     async with deadline():
         with pytest.raises(ZeroDivisionError):
             await bench.service.supervisor.wait_for(asyncio.Event())
+    await bench.stop(ZeroDivisionError)
 
 
 async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(simulator, tmp_path)
-    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1})
-    await bench.service.open()
-    await bench.service.start()
-    await bench.push("a")
+    await bench.watch("a")
 
     def locked(_observations: object) -> None:
         raise LedgerError("ledger: is locked")
 
     monkeypatch.setattr(bench.service.ledger.store, "commit", locked)
-    ((_, call),) = bench.service.accounts["main"].poller.calls.items()
+    (call,) = bench.service.accounts["main"].poller.calls.values()
     bench.service.ledger.record("main", call, BUSY, call.first_watched + 1)
     with capture_logs() as logs:
         await until(lambda: bench.service.not_ready() == ["ledger: is locked"])
         async with deadline():
-            await bench.service.stop()
+            await bench.stop()
     assert [line["event"] for line in logs if line["log_level"] == "error"] == [
         "ledger write failed",
         "ledger flush timed out",
@@ -331,24 +257,18 @@ async def test_a_ledger_that_stays_locked_does_not_keep_it_from_stopping(
     "numbers", [{Kind.CALL: ENOUGH}, {Kind.CALL: ENOUGH, Kind.MESSAGE: ENOUGH + 1}]
 )
 async def test_the_pace_goes_on_where_it_was(
-    bench: Bench, simulator: Simulator, tmp_path: Path, numbers: dict[Kind, int]
+    bench: Bench, simulator: Simulator, numbers: dict[Kind, int]
 ) -> None:
     for kind, number in numbers.items():
         names = [f"{kind}-{n}" for n in range(number)]
         for name in names:
             simulator.add_call("main", name, Plan(receivers=int(kind is Kind.MESSAGE)))
-        await bench.push(*names, kind=kind)
+        await bench.watch(*names, kind=kind)
     await until(lambda: bench.service.calls.count == 0)
-    await bench.service.stop()
-    again = Bench(simulator, tmp_path)
-    await again.service.open()
-    await again.service.start()
-    try:
-        paces = again.service.accounts["main"].poller.intervals
-        assert {kind: pace.durations.calls for kind, pace in paces.items()} == numbers
-        assert all(pace.plan for pace in paces.values())
-    finally:
-        await again.service.stop()
+    await bench.restart()
+    paces = bench.service.accounts["main"].poller.intervals
+    assert {kind: pace.durations.calls for kind, pace in paces.items()} == numbers
+    assert all(pace.plan for pace in paces.values())
 
 
 async def test_the_collector_does_not_look_at_calls_that_stay(bench: Bench) -> None:
@@ -371,9 +291,8 @@ async def test_the_collector_does_not_look_at_calls_that_stay(bench: Bench) -> N
 async def test_a_configuration_that_cannot_be_read_holds_up_no_file(
     simulator: Simulator, tmp_path: Path
 ) -> None:
-    bench = Bench(simulator, tmp_path)
-    watch = bench.config.watch.model_copy(update={"files": (f"{tmp_path}/*.txt",)})
-    bench.config = bench.config.model_copy(update={"shutdown_timeout": 1, "watch": watch})
+    watch = WatchConfig(labels=("campaign",), files=(f"{tmp_path}/*.txt",))
+    config = of_main(simulator, tmp_path, watch=watch).config
     hangs, free = threading.Event(), threading.Event()
     loads = 0
 
@@ -382,7 +301,7 @@ async def test_a_configuration_that_cannot_be_read_holds_up_no_file(
         loads += 1
         if hangs.is_set():
             assert free.wait(120)
-        return bench.config
+        return config
 
     service = App(load, changed=hangs.is_set)
     await service.open()

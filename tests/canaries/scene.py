@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from exporter.config import CanaryConfig
+from exporter.secrets import Secret
 from exporter.simulator import Account, Fault, FaultKind, Operation, Plan, Reply, Simulator
 from tests.e2e.processes import Exporter, Series, total
 from tests.subprocesses import UNMEASURED
@@ -19,6 +21,18 @@ ANSWERED = Plan(approval=2, queued=5, sent=30, ivr="1", price=700)
 UNANSWERED = Plan(approval=2, queued=5, sent=20, call_status="NO ANSWER", duration=0)
 NO_STATUS = Fault(FaultKind.RAW, operation="GetSendStatus", body='{"CodeResult":"105"}')
 MAKE_CALL = (Operation.MAKE_CALL_RECORD, Operation.MAKE_CALL_TEMPLATE)
+
+
+def by_hand(name: str, max_per_day: int) -> CanaryConfig:
+    """Return a canary whose calls are placed by a button, and once a week."""
+    return CanaryConfig(
+        name=name,
+        account="main",
+        every=604_800.0,
+        phone=Secret(PHONE),
+        recording="1",
+        max_per_day=max_per_day,
+    )
 
 
 class Hastened(Exporter):

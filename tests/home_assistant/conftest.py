@@ -31,7 +31,5 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 @pytest_asyncio.fixture
 async def bench(simulator: Simulator, broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Bench]:
     config = HomeAssistantConfig(url=broker.url)
-    bench = Bench(simulator, f"sqlite:///{tmp_path}/ledger.db", home_assistant=config)
-    await bench.start()
-    yield bench
-    await bench.stop()
+    async with Bench(simulator, tmp_path, home_assistant=config) as bench:
+        yield bench

@@ -105,18 +105,6 @@ class Publishing:
             await self.running
 
 
-@asynccontextmanager
-async def exporting(
-    simulator: Simulator, folder: Path, config: HomeAssistantConfig
-) -> AsyncIterator[Bench]:
-    bench = Bench(simulator, f"sqlite:///{folder}/ledger.db", home_assistant=config)
-    await bench.start()
-    try:
-        yield bench
-    finally:
-        await bench.stop()
-
-
 @pytest.fixture
 def certificates(tmp_path: Path) -> Certificates:
     return Certificates(tmp_path)
@@ -255,7 +243,8 @@ async def test_a_broker_without_mqtt_5(broker: Mosquitto) -> None:
 async def test_a_broker_that_stands_still_delays_nothing(
     simulator: Simulator, broker: Mosquitto, tmp_path: Path
 ) -> None:
-    async with exporting(simulator, tmp_path, HomeAssistantConfig(url=broker.url)) as bench:
+    config = HomeAssistantConfig(url=broker.url)
+    async with Bench(simulator, tmp_path, home_assistant=config) as bench:
         await bench.change(shutdown_timeout=1e6)
         await until(lambda: bench.value("esms_mqtt_connected") == 1)
         await asyncio.sleep(1)
@@ -400,7 +389,7 @@ async def test_an_event_that_breaks_the_connection_blocks_no_other_one(
         config = HomeAssistantConfig(url=f"mqtt://127.0.0.1:{port}")
         async with (
             listening(broker.port) as listener,
-            exporting(simulator, tmp_path, config) as bench,
+            Bench(simulator, tmp_path, home_assistant=config) as bench,
         ):
             await until(lambda: bench.value("esms_mqtt_connected") == 1)
             names = ["poison", *(f"call-{number}" for number in range(25))]

@@ -11,24 +11,17 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from exporter.app import App
 from exporter.canaries.canaries import Canaries
-from exporter.config import CanaryConfig, HomeAssistantConfig
+from exporter.config import HomeAssistantConfig
 from exporter.home_assistant.entities import topic_level
-from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Plan, Simulator
 from tests.brokers import Listener, Mosquitto, listening
-from tests.canaries.scene import PHONE, Placed
+from tests.canaries.scene import Placed, by_hand
 from tests.notify.bench import ACCOUNTS, Bench
 from tests.waiting import until
 
-CANARY = CanaryConfig(
-    name="hot.line",
-    account="main",
-    every=604_800.0,
-    phone=Secret(PHONE),
-    recording="1",
-    max_per_day=3,
-)
+CANARY = by_hand("hot.line", 3)
 KEY = f"canary_{topic_level(CANARY.name)}"
 PLACE = f"esms-exporter/main/place/{topic_level(CANARY.name)}"
 RELOAD = "esms-exporter/reload"
@@ -50,11 +43,8 @@ def placed(simulator: Simulator) -> Placed:
 @pytest_asyncio.fixture
 async def bench(simulator: Simulator, broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Bench]:
     config = HomeAssistantConfig(url=broker.url)
-    ledger = f"sqlite:///{tmp_path}/ledger.db"
-    bench = Bench(simulator, ledger, home_assistant=config, canaries=(CANARY,))
-    await bench.start()
-    yield bench
-    await bench.stop()
+    async with Bench(simulator, tmp_path, home_assistant=config, canaries=(CANARY,)) as bench:
+        yield bench
 
 
 class Presses:
@@ -111,22 +101,20 @@ async def test_a_call_that_the_account_cannot_place_is_not_placed_later(
     simulator: Simulator, broker: Mosquitto, tmp_path: Path, placed: Placed
 ) -> None:
     presses, config = Presses(), HomeAssistantConfig(url=broker.url)
-    ledger = f"sqlite:///{tmp_path}/ledger.db"
-    bench = Bench(simulator, ledger, home_assistant=config, canaries=(CANARY,))
+    app = partial(App, canaries=partial(Canaries, wait_for_slot=0.1))
     simulator.put_account(Account("main", "key", "s", state=AccountState.REVOKED))
-    await bench.start(canaries=partial(Canaries, wait_for_slot=0.1))
-    try:
-        async with listening(broker.port) as listener:
-            await shown(listener)
-            await bench.watch("a", "b")
-            await until(lambda: listener.json(STATE)["polling"] == "auth")
-            with capture_logs() as logs:
-                await listener.say(PLACE, presses.next())
-                reasons = {"event": "canary call not placed", "reason": "account_busy"}
-                await until(lambda: any(reasons.items() <= line.items() for line in logs))
-        assert placed.codes == []
-    finally:
-        await bench.stop()
+    async with (
+        Bench(simulator, tmp_path, app, home_assistant=config, canaries=(CANARY,)) as bench,
+        listening(broker.port) as listener,
+    ):
+        await shown(listener)
+        await bench.watch("a", "b")
+        await until(lambda: listener.json(STATE)["polling"] == "auth")
+        with capture_logs() as logs:
+            await listener.say(PLACE, presses.next())
+            reasons = {"event": "canary call not placed", "reason": "account_busy"}
+            await until(lambda: any(reasons.items() <= line.items() for line in logs))
+    assert placed.codes == []
 
 
 async def test_the_configuration_is_reloaded(bench: Bench, broker: Mosquitto) -> None:

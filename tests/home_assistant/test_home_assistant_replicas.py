@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from itertools import chain
 
-from exporter.config import CanaryConfig, HomeAssistantConfig
+from exporter.config import HomeAssistantConfig
 from exporter.home_assistant.payloads import Topics
-from exporter.secrets import Secret
 from exporter.simulator import Plan, Simulator
 from tests.brokers import Mosquitto, listening
-from tests.canaries.scene import PHONE, Placed
+from tests.canaries.scene import Placed, by_hand
 from tests.databases import Server
 from tests.notify.bench import Bench
 from tests.waiting import until
@@ -22,14 +21,7 @@ EVENTS = "esms-exporter/main/finished"
 EXPORTER = "esms-exporter/exporter"
 EXPORTER_CONFIG = "homeassistant/device/esms-exporter/config"
 PLACE = "esms-exporter/main/place/hotline"
-CANARY = CanaryConfig(
-    name="hotline",
-    account="main",
-    every=604_800.0,
-    phone=Secret(PHONE),
-    recording="1",
-    max_per_day=144,
-)
+CANARY = by_hand("hotline", 144)
 
 
 async def test_one_publishes_the_accounts_and_each_event_is_published_once(
@@ -38,8 +30,9 @@ async def test_one_publishes_the_accounts_and_each_event_is_published_once(
     with server.database() as url:
         ledger = url.replace("postgresql+psycopg:", "postgresql:")
         config = HomeAssistantConfig(url=broker.url)
-        sections = {"home_assistant": config, "canaries": (CANARY,)}
-        benches = [Bench(simulator, ledger, **sections) for _ in range(2)]
+        benches = [
+            Bench(simulator, ledger, home_assistant=config, canaries=(CANARY,)) for _ in range(2)
+        ]
         first, second = benches
         placed = Placed(simulator)
         try:

@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from exporter.config import CanaryConfig
-from exporter.secrets import Secret
 from exporter.simulator import Plan
 from tests import subprocesses
 from tests.brokers import Mosquitto
-from tests.canaries.scene import PHONE, Placed
+from tests.canaries.scene import Placed, by_hand
 from tests.docs import pages
 from tests.notify.bench import Bench
 from tests.waiting import deadline, until
@@ -119,16 +117,8 @@ async def test_a_real_home_assistant(bench: Bench, broker: Mosquitto, tmp_path: 
         assert last["state"].startswith("20")
         assert last["attributes"]["status"] == "failed"
 
-        canary = CanaryConfig(
-            name="hotline",
-            account="main",
-            every=604_800.0,
-            phone=Secret(PHONE),
-            recording="1",
-            max_per_day=1,
-        )
         placed, button = Placed(bench.simulator), "button.esms_main_place_canary_call_hotline"
-        await bench.change(accounts=bench.config.accounts[:1], canaries=(canary,))
+        await bench.change(accounts=bench.config.accounts[:1], canaries=(by_hand("hotline", 1),))
         await home.until(lambda known: set(known["devices"]) == {"eSMS exporter", "eSMS main"})
         await home.until(lambda known: state(known, button) == "unknown")
         await home.ask(button)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from types import NoneType
+from typing import Any, Self
 
 from exporter.app import App
 from exporter.config import (
@@ -16,7 +19,7 @@ from exporter.config import (
     PollingConfig,
     WatchConfig,
 )
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, Plan, Simulator
@@ -33,17 +36,25 @@ def target(name: str, receiver: Receiver, **more: Any) -> NotifyConfig:  # Any: 
 
 
 class Bench:
-    """An exporter that notifies others of the calls of a simulator.
+    """An exporter with the calls of a simulator, which runs within the block.
 
     Args:
         simulator: with the accounts above.
-        ledger: its URL.
+        ledger: its URL, or the folder for its file.
+        app: makes the exporter.
         sections: of the configuration.
     """
 
-    def __init__(self, simulator: Simulator, ledger: str, **sections: Any) -> None:  # Any: theirs
-        self.simulator = simulator
-        accounts = [
+    def __init__(
+        self,
+        simulator: Simulator,
+        ledger: str | Path,
+        app: Callable[..., App] = App,
+        **sections: Any,  # theirs
+    ) -> None:
+        self.simulator, self._app = simulator, app
+        url = ledger if isinstance(ledger, str) else f"sqlite:///{ledger}/ledger.db"
+        self.accounts = tuple(
             AccountConfig(
                 name=account.name,
                 api_key=Secret(account.api_key),
@@ -54,16 +65,16 @@ class Bench:
                 rate_limit=10_000,
             )
             for account in ACCOUNTS
-        ]
-        self.config = Config(
-            accounts=tuple(accounts),
-            balance=BalanceConfig(interval=0),
-            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=60),
-            watch=WatchConfig(labels=("campaign",)),
-            ledger=LedgerConfig(url=Secret(ledger), heartbeat=4),
-            shutdown_timeout=60,
-            **sections,
         )
+        defaults = {
+            "accounts": self.accounts,
+            "balance": BalanceConfig(interval=0),
+            "polling": PollingConfig(interval=0.1, max_interval=0.1, timeout=60),
+            "watch": WatchConfig(labels=("campaign",)),
+            "ledger": LedgerConfig(url=Secret(url), heartbeat=4),
+            "shutdown_timeout": 60,
+        }
+        self.config = Config(**(defaults | sections))
         self._running: App | None = None
 
     @property
@@ -71,17 +82,24 @@ class Bench:
         assert self._running is not None
         return self._running
 
-    async def start(self, **options: Any) -> None:  # Any: of `App`
-        self._running = App(lambda: self.config, **options)
+    async def start(self) -> None:
+        self._running = self._app(lambda: self.config)
         await self.service.open()
         await self.service.start()
 
-    async def stop(self) -> None:
-        """Stop the exporter, if that was not done."""
+    async def stop(self, failure: type[BaseException | None] = NoneType) -> None:
+        """Stop the exporter, if that was not done; `failure` is the one of its parts, if any."""
         if self._running is not None:
             service, self._running = self._running, None
             await service.stop()
-            assert service.supervisor.failure is None
+            assert isinstance(service.supervisor.failure, failure)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     async def restart(self) -> None:
         """Stop the exporter, and start another one on its ledger."""
@@ -95,16 +113,21 @@ class Bench:
 
     async def finish(self, *names: str, plan: Plan | None = None, **labels: str) -> None:
         """Have calls end, and be counted."""
-        before = self.value("esms_calls_total")
+        before = self.counted()
         for name in names:
             self.simulator.add_call("main", name, plan or Plan())
-        await self.watch(*names, **labels)
-        await until(lambda: self.value("esms_calls_total") == before + len(names))
+        await self.watch(*names, account="main", kind=None, **labels)
+        await until(lambda: self.counted() == before + len(names))
 
-    async def watch(self, *names: str, **labels: str) -> None:
+    async def watch(
+        self, *names: str, account: str = "main", kind: Kind | None = None, **labels: str
+    ) -> None:
         """Have calls watched."""
-        new = [NewCall("main", reference_id(name), labels) for name in names]
+        new = [NewCall(account, reference_id(name), labels, kind) for name in names]
         await self.service.calls.add(None, new)
+
+    def counted(self, **labels: str) -> float:
+        return self.value("esms_calls_total", **labels)
 
     def value(self, metric: str, **labels: str) -> float:
         return value(self.service.metrics, metric, **labels)

@@ -25,8 +25,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest_asyncio.fixture
 async def bench(receiver: Receiver, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with Simulator(accounts=ACCOUNTS) as simulator:
-        bench = Bench(simulator, f"sqlite:///{tmp_path}/l.db", notify=(target("t", receiver),))
-        await bench.start()
+    async with (
+        Simulator(accounts=ACCOUNTS) as simulator,
+        Bench(simulator, tmp_path, notify=(target("t", receiver),)) as bench,
+    ):
         yield bench
-        await bench.stop()
