@@ -283,16 +283,15 @@ class CallTracker:
         Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
         me, accounts = self.ledger.store.exporter or "", list(self._accounts)
-        given = me, accounts, self._handled_notices
-        found = await self.ledger.execute(claim_and_read_notices, *given)
+        handled = self._handled_notices  # deleted before others are read
+        found = await self.ledger.execute(claim_and_read_notices, me, accounts, handled)
         if labels := {call.labels for call in found.claimed}:
             self.totals.learn(await self.ledger.execute(label_sets_of, labels))
         self.poll(found.claimed, within)
-        known = set(self._handled_notices)
-        new = [notice for notice in found.notices if notice.id not in known]
-        closed = {notice.call for notice in new if notice.call and notice.notice == FORGET}
+        notices = found.notices
+        closed = {notice.call for notice in notices if notice.call and notice.notice == FORGET}
         finished = await self.ledger.execute(finished_calls, closed) if closed else {}
-        for notice in new:
+        for notice in notices:
             account = self._accounts.get(notice.account)
             if account is not None and notice.call is not None:
                 if notice.notice == POLL_NOW:
@@ -301,8 +300,8 @@ class CallTracker:
                     account.poller.remove(notice.call)
                     if call := finished.get(notice.call):
                         self.recent_results.add(self.ledger.to_machine_time(call))
-        self._handled_notices = [notice.id for notice in found.notices]
-        self._stale |= any(notice.notice == TOTALS for notice in new)
+        self._handled_notices = [notice.id for notice in notices]
+        self._stale |= any(notice.notice == TOTALS for notice in notices)
         if self._stale and time.monotonic() >= self._totals_at:
             began = time.monotonic()
             await self.reload_totals()
