@@ -125,20 +125,16 @@ class CallTotals:
 
     def show(self, accounts: Collection[str], snapshot: Snapshot) -> None:
         """Replace the totals of accounts by a snapshot of the ledger."""
-        with_messages = self._message_delays.keys() & accounts
-        newest, self._newest = self._newest, {}
-        self.hide(accounts)
         for account in sorted(accounts):
             self.delays[TotalKind.DELAY][account] = _new_delays()
             self._sets[account] = defaultdict(LabelSetTotals, {None: LabelSetTotals()})
-            if account in with_messages:  # all of its messages may be open
+            if account in self._message_delays:  # all of its messages may be open
                 self._message_delays[account] = _new_delays()
         self.learn(snapshot.label_sets)
         for account, row in snapshot.started:
             self.start(account, row)
         self.add(snapshot.totals.items())
-        self._newest = newest
-        self._forget_newest()
+        self._forget_unused()
 
     def hide(self, accounts: Collection[str]) -> None:
         """Remove the totals of accounts."""
@@ -146,12 +142,12 @@ class CallTotals:
             self._sets.pop(account, None)
             for delays in self.delays.values():
                 delays.pop(account, None)
+        self._forget_unused()
+
+    def _forget_unused(self) -> None:
+        """Forget label sets without totals, and the newest calls of series that are not shown."""
         used = set[int | None]().union(*self._sets.values())
         self._labels = {row: labels for row, labels in self._labels.items() if row in used}
-        self._forget_newest()
-
-    def _forget_newest(self) -> None:
-        """Forget the newest calls of series that are not shown any more."""
         if self._newest:
             shown: set[tuple[str, ...]] = {(account,) for account in self._sets}  # of delays
             for account, sets in self._sets.items():
