@@ -11,8 +11,8 @@ rm -rf "$stdlib/site-packages" "$stdlib/test" "$stdlib/idlelib" "$stdlib/tkinter
   "$stdlib/turtledemo" "$stdlib/ensurepip" "$stdlib/pydoc_data" "$stdlib"/config-*
 find "$exporter" -type f \
   \( -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' \) -delete
-# Not by time, so that the image is reproducible.
-"$python" -m compileall -q --invalidation-mode unchecked-hash "$stdlib" "$exporter"
+# Not by time, so that the image is reproducible. All files, because pip has already imported some.
+"$python" -m compileall -q -f --invalidation-mode unchecked-hash "$stdlib" "$exporter"
 
 mkdir -p "$root/var/lib/dpkg/status.d" "$root/usr/local/bin"
 add() {
