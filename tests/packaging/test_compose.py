@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -7,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 
 from exporter.config import Config, load_config
 from tests import subprocesses
-from tests.e2e.processes import Exporter, Process, total
+from tests.e2e.processes import Demo, Exporter, Process, total
+from tests.ports import free_port
 from tests.programs import every_prometheus, of_prometheus, program
+from tests.waiting import deadline
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "compose"
 
@@ -203,3 +207,44 @@ async def test_the_demo_counts_calls(tmp_path: Path) -> None:
                 await exporter.until(lambda s: total(s, "esms_calls_total", campaign="otp") > 1)
                 await exporter.until(lambda s: total(s, "esms_account_balance_vnd") > 0)
                 assert caller.output == ""
+
+
+async def test_an_alert_reaches_the_receiver(tmp_path: Path) -> None:
+    """An account with refused keys, Prometheus and Alertmanager, with the files of Compose."""
+    services = project(DEMO)["services"]
+    prometheus, alertmanager = (f"127.0.0.1:{free_port()}" for _ in range(2))
+
+    def service(name: str, path: str, address: str, folder: Path) -> Process:
+        options = (o.replace(f"=/etc/{name}/", f"={folder}/") for o in services[name]["command"])
+        command = [path, *(o.replace(f"=/{name}", f"={tmp_path}/{name}") for o in options)]
+        return Process([*command, f"--web.listen-address={address}"], tmp_path / f"{name}.log")
+
+    async with Demo(tmp_path) as exporter:
+        text = (FOLDER / "prometheus" / "prometheus.yml").read_text()
+        for shipped, here in {
+            "15s": "1s",
+            "/etc/esms-rules": str(mounts(services["prometheus"])["/etc/esms-rules"]),
+            "exporter:10375": (await exporter.ready()).removeprefix("http://"),
+            "localhost:9090": prometheus,
+            "alertmanager:9093": alertmanager,
+        }.items():
+            assert shipped in text
+            text = text.replace(shipped, here)
+        (tmp_path / "prometheus.yml").write_text(text)
+        path = program("prometheus-alertmanager", "apt-get install prometheus-alertmanager")
+        async with (
+            service("alertmanager", path, alertmanager, FOLDER / "alertmanager") as receiving,
+            service("prometheus", of_prometheus("prometheus", "3"), prometheus, tmp_path),
+            aiohttp.ClientSession(f"http://{alertmanager}", raise_for_status=True) as http,
+            deadline(),
+        ):
+            await receiving.says("Listening on")
+            alerts: list[Any] = []
+            while not alerts:
+                await asyncio.sleep(0.2)
+                only = {"filter": 'alertname="EsmsCredentialsRefused"'}
+                async with http.get("/api/v2/alerts", params=only) as answer:
+                    alerts = await answer.json()
+    (alert,) = alerts
+    assert alert["labels"]["account"] == "old-keys"
+    assert alert["receivers"] == [{"name": "on-call"}]
