@@ -159,7 +159,7 @@ class Account:
         # Read `_client` when the request is sent: a refusal of replaced keys must not pause the
         # account.
         placed = await self.poller.request(
-            "place", lambda: self._client.place_call(request), timeout, wanted
+            lambda: self._client.place_call(request), timeout, wanted
         )
         if placed:
             answer, seconds = placed

@@ -121,7 +121,7 @@ class CircuitBreaker:
         self._throttled: set[int] = set()  # calls whose last poll was throttled
         self._recovered: dict[int, float] = {}  # when throttled calls had good answers
         self._suspects: list[int] = []  # calls that began to fail since the last good answer
-        self._failing_requests: set[str] = set()  # requests other than polls
+        self._request_failed = False  # the last request other than a poll
         self._close()
 
     def _close(self) -> None:
@@ -213,18 +213,12 @@ class CircuitBreaker:
                 evidence = Evidence.SICK if failures else known
         return self.answered(answer, evidence, sent_at, now, wall)
 
-    def requested(
-        self, request: str, answer: Answer, sent_at: float, now: float, wall: float
-    ) -> list[int]:
-        """Record the answer to a named request other than a poll; see `answered`."""
+    def requested(self, answer: Answer, sent_at: float, now: float, wall: float) -> list[int]:
+        """Record the answer to a request other than a poll; see `answered`."""
         evidence = Evidence.RELIABLE
-        if answer.outcome in GOOD:
-            self._failing_requests.discard(request)
-        else:
-            failed = request in self._failing_requests
-            if failed and not self._has_no_witness(answer.outcome, now):
-                evidence = Evidence.SICK  # it fails repeatedly, others do not
-            self._failing_requests.add(request)
+        failed, self._request_failed = self._request_failed, answer.outcome not in GOOD
+        if failed and self._request_failed and not self._has_no_witness(answer.outcome, now):
+            evidence = Evidence.SICK  # such requests fail repeatedly, polls do not
         return self.answered(answer, evidence, sent_at, now, wall)
 
     def recovered(self, call_id: int, now: float) -> None:

@@ -246,16 +246,15 @@ class Poller:
 
     async def request(
         self,
-        name: str,
         send: Callable[[], Awaitable[Answer]],
         timeout: float,
         wanted: Callable[[], bool] = lambda: True,
     ) -> tuple[Answer, float] | None:
         """Send a request other than a poll, within the rate limit and not during a pause.
 
-        Wait up to `timeout` seconds for a slot, while it is wanted. If only requests of one name
-        keep failing, the account is not at fault. Return the answer and its duration in seconds;
-        None if no request was sent.
+        Wait up to `timeout` seconds for a slot, while it is wanted. If only such requests keep
+        failing, the account is not at fault. Return the answer and its duration in seconds; None if
+        no request was sent.
         """
         until = self._loop.time() + timeout
         if (now := await self._take_slot(self.breaker.wait, until, wanted)) is None:
@@ -266,7 +265,7 @@ class Poller:
             answer = await send()
         finally:
             answered, wall = self._loop.time(), self._machine_clock()
-            self._reschedule_now(self.breaker.requested(name, answer, now, answered, wall))
+            self._reschedule_now(self.breaker.requested(answer, now, answered, wall))
             self.wake()
         return answer, answered - now
 

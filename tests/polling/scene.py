@@ -90,7 +90,7 @@ class Scene:
         async def send() -> Answer:
             return answer
 
-        answered = await self.poller.request("place", send, timeout)
+        answered = await self.poller.request(send, timeout)
         return answered[0] if answered else None
 
     async def send_status(self, reference_id: ReferenceId, _: Kind = Kind.CALL) -> Answer:

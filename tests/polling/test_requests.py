@@ -41,7 +41,7 @@ async def test_the_first_request_is_waited_for(scene: Scene) -> None:
         await come.wait()
         return GOOD
 
-    first = asyncio.create_task(scene.poller.request("place", request, 1.0))
+    first = asyncio.create_task(scene.poller.request(request, 1.0))
     await asyncio.sleep(0.1)
     assert await scene.request(GOOD, 0.1) is None
     come.set()
@@ -57,7 +57,7 @@ async def test_a_request_that_is_cut_off_holds_nobody_up(
         raise error
 
     with pytest.raises(error):
-        await scene.poller.request("place", request, 1.0)
+        await scene.poller.request(request, 1.0)
     assert await scene.request(GOOD) is GOOD
 
 
