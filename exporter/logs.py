@@ -17,12 +17,7 @@ from typing import Final, Literal
 
 import structlog
 
-LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+LEVELS: Final = ("debug", "info", "warning", "error")
 
 _MAX_PENDING: Final = 1024 * 1024
 """Maximum number of pending bytes; further lines are dropped."""
@@ -164,7 +159,7 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
             LAST_ERROR,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: STANDARD_ERROR,
         cache_logger_on_first_use=True,
     )

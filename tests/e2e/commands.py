@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
+from click.testing import CliRunner, Result
+
+from exporter.cli import commands as command_line
 from tests import subprocesses
 from tests.subprocesses import ESMS_EXPORTER
 from tests.waiting import until
@@ -87,6 +91,21 @@ def _content(file: IO[bytes]) -> str:
 async def run(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Ended:
     """Run `esms-exporter` in a folder."""
     return await Command(folder, *arguments, environ=environ).end()
+
+
+async def invoke(folder: Path, *arguments: str | Path, stdin: bytes | None = None) -> Ended:
+    """Run a command that starts no event loop in a thread of this process; raises its errors.
+
+    It takes less CPU time than `run`.
+    """
+
+    def invoke() -> Result:
+        words = [str(word) for word in arguments]
+        with chdir(folder):
+            return CliRunner().invoke(command_line, words, stdin, catch_exceptions=False)
+
+    ran = await asyncio.to_thread(invoke)
+    return Ended(ran.exit_code, ran.stdout, ran.stderr)
 
 
 def in_csv(text: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -15,14 +16,12 @@ from pathlib import Path
 import bcrypt
 import pytest
 import yaml
-from click.testing import CliRunner
 
 import exporter as package
-from exporter.cli import commands as command_line
+from exporter.errors import ExporterError
 from exporter.simulator import Plan, Simulator
 from tests.databases import Server
-from tests.e2e import commands
-from tests.e2e.commands import CONFIG, contents
+from tests.e2e.commands import CONFIG, contents, invoke, piped
 from tests.e2e.processes import Exporter, configure, listed
 
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
@@ -32,7 +31,7 @@ DOWN = "--web.listen-address=127.0.0.1:9"
 async def collected(folder: Path, *options: str) -> dict[str, str]:
     archive = folder / "found.tar.gz"
     archive.unlink(missing_ok=True)
-    ended = await commands.run(folder, "diagnostics", f"--output={archive}", *options)
+    ended = await invoke(folder, "diagnostics", f"--output={archive}", *options)
     assert ended.code == 0, ended.errors
     found = contents(archive)
     assert ended.output == f"{archive}: {' '.join(found)}\n"
@@ -181,14 +180,15 @@ async def test_a_locked_ledger_and_a_password(tmp_path: Path, simulator: Simulat
     assert "is locked by another program" in found["problems.txt"]
 
 
-async def test_where_the_archive_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_the_archive_goes(tmp_path: Path) -> None:
     configure(tmp_path, "http://127.0.0.1:9")
-    arguments = ["diagnostics", f"--config.file={tmp_path}/config.yaml", DOWN]
-    monkeypatch.chdir(tmp_path)
-    ran = CliRunner().invoke(command_line, [*arguments, "--output=-", "--log-file=-"], input=b"x")
-    with tarfile.open(fileobj=io.BytesIO(ran.stdout_bytes)) as tar:
-        assert "esms-exporter-diagnostics/log.txt" in tar.getnames()
-    assert CliRunner().invoke(command_line, arguments).exit_code == 0
+    arguments = ("diagnostics", CONFIG, DOWN)
+    with piped(tmp_path, *arguments, "--output=-") as (command, output):
+        archive = await asyncio.to_thread(output.read)
+    assert (await command.end()).code == 0
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert "esms-exporter-diagnostics/problems.txt" in tar.getnames()
+    assert (await invoke(tmp_path, *arguments)).code == 0
     (made,) = files(tmp_path).keys() - {tmp_path / "config.yaml"}
     assert re.fullmatch(r"esms-exporter-diagnostics-\d{8}T\d{6}Z\.tar\.gz", made.name)
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
@@ -197,11 +197,8 @@ async def test_where_the_archive_goes(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "no" / "folder", "cannot be written (No such file or directory)"),
         (Path("/dev/full/x"), "cannot be written (Not a directory)"),
     ):
-        ended = await commands.run(tmp_path, *arguments, f"--output={target}")
-        assert (ended.code, ended.errors.splitlines()[-1]) == (
-            1,
-            f"esms-exporter: {target}: {problem}",
-        )
+        with pytest.raises(ExporterError, match=re.escape(f"{target}: {problem}")):
+            await invoke(tmp_path, *arguments, f"--output={target}")
     for wrong in ("--log-file=missing", "--web.route-prefix=?", "--unknown"):
-        assert (await commands.run(tmp_path, *arguments, wrong)).code == 2
-    assert (await commands.run(tmp_path, "diagnostics")).code == 2
+        assert (await invoke(tmp_path, *arguments, wrong)).code == 2
+    assert (await invoke(tmp_path, "diagnostics")).code == 2

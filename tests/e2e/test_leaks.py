@@ -15,18 +15,15 @@ from urllib.parse import quote, unquote, unquote_plus
 
 import aiohttp
 import pytest
-from click.testing import CliRunner
 from yarl import URL
 
-from exporter.cli import commands as command_line
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind
 from exporter.secrets import Secret
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from exporter.web.callback import callback_url
 from tests.databases import postgresql
-from tests.e2e import commands
-from tests.e2e.commands import CONFIG, contents
+from tests.e2e.commands import CONFIG, contents, invoke
 from tests.e2e.processes import Exporter, total
 
 KEY = "K3y+/with?odd=&chars-"
@@ -239,10 +236,9 @@ async def diagnosed(config: Path, *options: str) -> str:
     """Return what a bug report contains."""
     archive = config.with_name("diagnostics.tar.gz")
     archive.unlink(missing_ok=True)
-    arguments = ["diagnostics", f"--config.file={config}", f"--output={archive}", *options]
-    ran = await asyncio.to_thread(CliRunner().invoke, command_line, arguments)
-    assert ran.exit_code == 0, ran.output
-    text = "\n".join([ran.output, *contents(archive).values()])
+    ended = await invoke(config.parent, "diagnostics", CONFIG, f"--output={archive}", *options)
+    assert ended.code == 0, ended.errors
+    text = "\n".join([ended.output, ended.errors, *contents(archive).values()])
     for name in ACCOUNTS:
         assert not any(f"{kind}-{name}" in text for kind in Kind), name
     return text
@@ -292,7 +288,7 @@ async def test_nothing_leaks(tmp_path: Path, http: aiohttp.ClientSession, log_fo
                 await exporter.ready()
                 await until_all_has_failed(exporter, server, simulator.url)
                 shown = await looked_at(http, exporter, config)
-                shown += (await commands.run(tmp_path, "notifications", "list", CONFIG))[1:]
+                shown += (await invoke(tmp_path, "notifications", "list", CONFIG))[1:]
                 assert "http_error" in shown[-2]
                 shown.append(read(Path(f"/proc/{exporter.running.pid}/cmdline")))
                 exporter.send(signal.SIGTERM)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from click.testing import CliRunner
 
 from exporter.calls import Finished, Result, Status
-from exporter.cli import commands
+from exporter.errors import ExporterError
 from exporter.ids import ReferenceId
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
@@ -21,7 +20,7 @@ from exporter.ledger.store import Store
 from exporter.ledger.types import NewCall, Observation
 from exporter.simulator import Plan, Simulator
 from exporter.web.schemas import Notification
-from tests.e2e.commands import CONFIG, Ended, in_csv, in_json, run
+from tests.e2e.commands import CONFIG, Ended, in_csv, in_json, invoke, run
 from tests.e2e.processes import API, TOKEN, Exporter, configure, listed, push, total
 from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import deadline
@@ -41,7 +40,7 @@ async def test_a_receiver_gets_what_it_had_refused(
     engine: str,
 ) -> None:
     async def notifications(*arguments: str) -> Ended:
-        return await run(tmp_path, "notifications", *arguments, CONFIG)
+        return await invoke(tmp_path, "notifications", *arguments, CONFIG)
 
     for name in ("a", "b"):
         simulator.add_call("main", name, Plan())
@@ -103,7 +102,7 @@ async def test_a_receiver_gets_what_it_had_refused(
                 assert [one["event"] for one in events if one["subject"] == "crm"] == [
                     *("failed", "gave_up", "retried", "delivered"),
                 ]
-        missing = await notifications("retry", str(first["id"]), "99")
+        missing = await run(tmp_path, "notifications", "retry", str(first["id"]), "99", CONFIG)
         problems = "\n".join(f"{row}: no such notification" for row in (first["id"], 99))
         assert missing == (1, "notifications retried: 0\n", f"esms-exporter: {problems}\n")
 
@@ -118,12 +117,11 @@ async def test_a_receiver_gets_what_it_had_refused(
         ("list --state=sent", "'sent' is not one of"),
     ],
 )
-def test_wrong_usage(tmp_path: Path, arguments: str, problem: str) -> None:
-    config = configure(tmp_path, "http://127.0.0.1:9")
-    words = ["notifications", *arguments.split(), f"--config.file={config}"]
-    found = CliRunner().invoke(commands, words)
-    assert (found.exit_code, found.stdout) == (2, "")
-    assert problem in found.stderr
+async def test_wrong_usage(tmp_path: Path, arguments: str, problem: str) -> None:
+    configure(tmp_path, "http://127.0.0.1:9")
+    found = await invoke(tmp_path, "notifications", *arguments.split(), CONFIG)
+    assert (found.code, found.output) == (2, "")
+    assert problem in found.errors
 
 
 async def test_why_a_notification_was_left_alone(tmp_path: Path, simulator: Simulator) -> None:
@@ -142,5 +140,5 @@ async def test_why_a_notification_was_left_alone(tmp_path: Path, simulator: Simu
         ("drop", "is being sent now"),
         ("retry", "the target removed is not configured"),
     ):
-        found = await run(tmp_path, "notifications", command, str(claimed.id), CONFIG)
-        assert (found.code, found.errors) == (1, f"esms-exporter: {claimed.id}: {reason}\n")
+        with pytest.raises(ExporterError, match=f"{claimed.id}: {reason}"):
+            await invoke(tmp_path, "notifications", command, str(claimed.id), CONFIG)
