@@ -16,6 +16,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import TYPE_CHECKING, Final
 
@@ -145,7 +146,7 @@ class HomeAssistant:
             self.publisher = self.stats = None
         else:
             self.stats = self.stats or MqttStats()
-            self.publisher = Publisher(config, self._expose(config), self.stats, self._on_ready)
+            self.publisher = Publisher(self._expose(config), self.stats, self._on_ready)
         self._running = self._spawn(_replace(self._running, self.publisher))
 
     async def stop(self, timeout: float, *, others: bool = False) -> None:
@@ -188,71 +189,66 @@ def _home_page() -> str | None:
     return None
 
 
+@dataclass(eq=False)
 class Exposed:
     """The accounts that a configuration exposes, and the exporter itself.
 
-    Args:
+    Attributes:
         accounts: the accounts that this exporter polls: live mapping, shared by reference.
         configured: returns the names of all configured accounts, also of those that others poll.
-        calls: the tracker of calls.
-        canaries: the canaries.
         view: returns what is shown of the exporter; None if another one publishes it.
         start_reload: starts to reload the configuration.
         status_page: the URL of the status page, if known.
-        config: the configuration.
-
-    Attributes:
-        topics: the MQTT topics.
     """
 
-    def __init__(
-        self,
-        accounts: Mapping[str, Account],
-        configured: Callable[[], Collection[str]],
-        calls: CallTracker,
-        canaries: Canaries,
-        view: Callable[[], ExporterView | None],
-        start_reload: Callable[[], None],
-        status_page: str | None,
-        config: HomeAssistantConfig,
-    ) -> None:
-        self._accounts, self._configured = accounts, configured
-        self._calls, self._canaries, self._view = calls, canaries, view
-        self._start_reload = start_reload
-        self._config = config
+    accounts: Mapping[str, Account]
+    configured: Callable[[], Collection[str]]
+    calls: CallTracker
+    canaries: Canaries
+    view: Callable[[], ExporterView | None]
+    start_reload: Callable[[], None]
+    status_page: str | None
+    config: HomeAssistantConfig
+
+    def __post_init__(self) -> None:
+        config = self.config
         self.topics = Topics(config.discovery_prefix, config.topic_prefix)
         self._common = Descriptions(
-            self.topics.availability, config.language, config.buttons, _home_page(), status_page
+            availability=self.topics.availability,
+            language=config.language,
+            buttons=config.buttons,
+            home_page=_home_page(),
+            status_page=self.status_page,
         )
 
     @property
     def interval(self) -> float:
         """Seconds between updates of `messages`."""
-        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self._accounts))
+        return max(_MIN_INTERVAL, _PER_ACCOUNT * len(self.accounts))
 
     def left_to_others(self) -> set[str]:
         """Return the topics of devices that other exporters may publish."""
-        standby = [name for name in self._configured() if name not in self._accounts]
+        standby = [name for name in self.configured() if name not in self.accounts]
         devices = [self.topics.account(name) for name in standby]
-        if self._view() is None:
+        if self.view() is None:
             devices.append(self.topics.exporter)
         return {topic for one in devices for topic in (one.config, one.state)}
 
     async def messages(self) -> Mapping[str, bytes]:
         """Return the messages to retain for what this exporter publishes, by topic."""
         now, wanted = time.time(), dict[str, bytes]()
-        if view := self._view():
+        if view := self.view():
             wanted |= self._describe(self.topics.exporter, exporter_entities(view))
         canaries = defaultdict[str, list[CanaryStatus]](list)
-        for canary in self._canaries.statuses:
+        for canary in self.canaries.statuses:
             canaries[canary.numbers.account].append(canary)
-        for name, account in list(self._accounts.items()):
+        for name, account in list(self.accounts.items()):
             if self._selects(name):
                 shown = AccountView(
                     account.status,
-                    self._calls.recent_results.recent(name, now),
+                    self.calls.recent_results.recent(name, now),
                     account.stats.balance and account.stats.balance.vnd,
-                    self._calls.totals.messages(name),
+                    self.calls.totals.messages(name),
                     canaries[name],
                 )
                 wanted |= self._describe(self.topics.account(name), account_entities(shown))
@@ -265,17 +261,17 @@ class Exposed:
     def press(self, topic: str, pressed_at: int) -> bool:
         """Press the button of a topic, at a Unix time; return whether this exporter has it."""
         if topic == f"{self.topics.exporter.base}/reload":
-            self._start_reload()
+            self.start_reload()
             return True
-        for name, numbers, _ in self._canaries.statuses:
+        for name, numbers, _ in self.canaries.statuses:
             base = self.topics.account(numbers.account).base
             if topic == f"{base}/place/{topic_level(name)}" and self._selects(numbers.account):
-                self._canaries.place_now(name, pressed_at)
+                self.canaries.place_now(name, pressed_at)
                 return True
         return False
 
     def _selects(self, account: str) -> bool:
-        return self._config.accounts is None or account in self._config.accounts
+        return self.config.accounts is None or account in self.config.accounts
 
 
 class Publisher:
@@ -286,8 +282,7 @@ class Publisher:
     removed accounts.
 
     Args:
-        config: the broker.
-        exposed: what to publish, and the buttons.
+        exposed: what to publish, the buttons and the broker.
         stats: receives the numbers of messages and connections.
         on_ready: called when events can be published.
         timeout: seconds to wait for a response of the broker.
@@ -296,14 +291,12 @@ class Publisher:
 
     def __init__(
         self,
-        config: HomeAssistantConfig,
         exposed: Exposed,
         stats: MqttStats,
         on_ready: Callable[[], None],
         timeout: float = _TIMEOUT,
         backoff: ExponentialBackoff = _BACKOFF,
     ) -> None:
-        self._config = config
         self._exposed = exposed
         self._stats = stats
         self._others = False
@@ -388,7 +381,7 @@ class Publisher:
         """Publish over one connection, until `stop` or a `BrokerError`."""
         last_will = Message(self._topics.availability, OFFLINE, retained=True)
         async with (
-            connected(self._config, last_will, self._timeout) as broker,
+            connected(self._exposed.config, last_will, self._timeout) as broker,
             asyncio.TaskGroup() as tasks,
         ):
             self._stats.connected, self._problem, self._published = True, None, None
@@ -458,7 +451,7 @@ class Publisher:
         if self._published is None or not wanted.keys() <= set(self._published):
             self._retained = {}
             topics = self._topics
-            presses = topics.presses if self._config.buttons else ()
+            presses = topics.presses if self._exposed.config.buttons else ()
             watched = topics.availability, topics.birth, *presses, *topics.retained
             with mapped_errors():
                 await broker.subscribe([(topic, AT_LEAST_ONCE) for topic in watched])

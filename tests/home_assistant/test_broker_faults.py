@@ -42,6 +42,9 @@ EVENTS = "esms-exporter/main/finished"
 class Exposed(RealExposed):
     """What a broker is to retain, as a test has it.
 
+    Args:
+        config: the broker.
+
     Attributes:
         wanted: by topic.
         others: topics that another exporter publishes.
@@ -51,8 +54,9 @@ class Exposed(RealExposed):
     interval = 0.05
     topics = Topics("homeassistant", "esms-exporter")
 
-    def __init__(self, **wanted: bytes) -> None:
-        self.wanted = {STATE: b"{}", **wanted}
+    def __init__(self, config: HomeAssistantConfig) -> None:
+        self.config = config
+        self.wanted = {STATE: b"{}"}
         self.others: set[str] = set()
         self.known = asyncio.Event()
         self.known.set()
@@ -76,15 +80,9 @@ class Publishing:
     """
 
     def __init__(self, config: HomeAssistantConfig, timeout: float = 1000.0) -> None:
-        self.stats, self.exposed, self.ready = MqttStats(), Exposed(), 0
-        self.publisher = Publisher(
-            config,
-            self.exposed,
-            self.stats,
-            self._count,
-            timeout,
-            ExponentialBackoff(0.01, 0.1),
-        )
+        self.stats, self.exposed, self.ready = MqttStats(), Exposed(config), 0
+        parts = self.exposed, self.stats, self._count
+        self.publisher = Publisher(*parts, timeout, ExponentialBackoff(0.01, 0.1))
 
     def _count(self) -> None:
         self.ready += 1

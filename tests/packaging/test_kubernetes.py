@@ -114,25 +114,18 @@ def manifests(request: pytest.FixtureRequest) -> Manifests:
     return made(request.param)
 
 
-def workload(manifests: Manifests) -> dict[str, Any]:
+def workload(manifests: Manifests) -> Any:
     (kind,) = manifests.keys() & {*WORKLOADS}
     return manifests[kind]
 
 
-def pod_of(manifests: Manifests) -> dict[str, Any]:
-    pod: dict[str, Any] = workload(manifests)["spec"]["template"]["spec"]
-    return pod
+def pod_of(manifests: Manifests) -> Any:
+    return workload(manifests)["spec"]["template"]["spec"]
 
 
-def mounts_of(manifests: Manifests) -> list[dict[str, Any]]:
-    mounts: list[dict[str, Any]] = container_of(manifests)["volumeMounts"]
-    return mounts
-
-
-def container_of(manifests: Manifests) -> dict[str, Any]:
+def container_of(manifests: Manifests) -> Any:
     (container,) = pod_of(manifests)["containers"]
-    found: dict[str, Any] = container
-    return found
+    return container
 
 
 def test_kubernetes_knows_all_that_is_said(manifests: Manifests) -> None:
@@ -207,7 +200,12 @@ def test_several_exporters_share_the_ledger(several: Manifests) -> None:
     assert database == {"ports": [{"protocol": "TCP", "port": 5432}]}
     config = yaml.safe_load(several["ConfigMap"]["data"]["config.yaml"])
     folder, _, name = config["ledger"]["url_file"].rpartition("/")
-    assert folder == {m["name"]: m["mountPath"] for m in mounts_of(several)}["keys"]
+    assert (
+        folder
+        == {mount["name"]: mount["mountPath"] for mount in container_of(several)["volumeMounts"]}[
+            "keys"
+        ]
+    )
     assert SECRET_OF_REPLICAS["stringData"].keys() == {name, *SECRET["stringData"]}
     assert SECRET_OF_REPLICAS["stringData"][name].startswith("postgresql://")
 
