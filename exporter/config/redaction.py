@@ -72,15 +72,16 @@ def _section(value: Value, model: type[Section], *, valid: bool) -> object:
     redacted: dict[str, object] = {}
     for key, item in value.items():
         about = model.model_fields.get(key)
+        types = [] if about is None else [*_types(about.annotation)]
         if key.endswith("_file") and key.removesuffix("_file") in model.secrets:
             redacted[key] = _redacted(item, shown=valid)  # the path of a file
-        elif about is None:
+        elif not types:
             redacted["?"] = HIDDEN  # an unknown key may be a secret itself
-        elif section := next(_sections(about.annotation), None):
+        elif section := next((one for one in types if issubclass(one, Section)), None):
             redacted[key] = _section(item, section, valid=valid)
         else:
-            fixed = _is_fixed(about.annotation) and (valid or _is_harmless(item))
-            shown = fixed or (valid and key in _SHOWN)
+            fixed = all(issubclass(one, int | float | Enum) for one in types)
+            shown = (fixed and _is_harmless(item)) or (valid and (fixed or key in _SHOWN))
             redacted[key] = _redacted(item, shown=shown and key not in model.secrets)
     return redacted
 
@@ -106,21 +107,15 @@ def _is_harmless(value: Value) -> bool:
     return isinstance(value, str) and bool(re.match(DURATION_PATTERN, value))
 
 
-def _sections(annotation: Any) -> Iterator[type[Section]]:  # Any: a type, or a part of one
-    """Yield the sections in the type of a key."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)
-
-
-def _is_fixed(annotation: Any) -> bool:  # Any: likewise
-    """Return whether the values of a key are numbers, durations or words of a fixed set."""
+def _types(annotation: Any) -> Iterator[type]:  # Any: a type, or a part of one
+    """Yield the types of the values of a key, such as those of the items of a list."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return True
-    if origin is Annotated:
-        return _is_fixed(parts[0])
-    if parts:
-        return all(_is_fixed(part) for part in parts if part not in (Ellipsis, NoneType))
-    return isinstance(annotation, type) and issubclass(annotation, int | float | Enum)
+        yield Enum
+    elif origin is Annotated:
+        yield from _types(parts[0])
+    elif parts:
+        for part in parts:
+            yield from _types(part)
+    elif annotation not in (Ellipsis, NoneType):
+        yield annotation
