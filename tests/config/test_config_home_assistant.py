@@ -106,6 +106,10 @@ def test_a_password_of_a_broker_is_taken_as_it_is(
             "home_assistant.ca_file: the file {folder}/missing cannot be read: No such file or",
         ),
         ("{url: 'mqtts://a', ca_file: config.yaml}", "home_assistant.ca_file: expected PEM cert"),
+        (
+            "{url: 'mqtt://a', cert: x}",
+            "home_assistant.cert: requires a `url` that begins with `mq",
+        ),
         ("{url: 'mqtts://a', cert: x}", "home_assistant.cert: requires `key`"),
         ("{url: 'mqtts://a', key: '-----BEGIN x'}", "home_assistant.key: requires `cert`"),
         ("{url: 'mqtts://a', key: x, cert: x}", "home_assistant.key: expected a private key in"),
@@ -139,12 +143,6 @@ def test_authorities_of_a_broker_that_change(load: Load, tmp_path: Path) -> None
     assert seen[0] == seen[1] != seen[2]  # which makes the connection anew
     assert seen[2] is not None
     assert len(seen[2].tls().get_ca_certs()) == 1
-
-
-def test_certificates_need_tls(problems: FindProblems, tmp_path: Path) -> None:
-    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    found = problems(HEAD + "home_assistant: {url: 'mqtt://a', ca_file: ca.pem}\n")
-    assert found == ["2: home_assistant.ca_file: requires a `url` that begins with `mqtts://`"]
 
 
 def test_a_client_that_is_not_installed(

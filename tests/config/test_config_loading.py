@@ -91,6 +91,10 @@ def test_secrets_stay_text(load: Load) -> None:
 MISTAKES: list[tuple[str, ...]] = [
     ("    rate_limit: ${NONE}\n", "5: accounts[0].rate_limit: the environment"),
     ("  -\n", "5: accounts[1]: expected a mapping of keys to values"),
+    (
+        "  - {name: main, api_key: k, secret_key: s}\n",
+        "5: accounts[1].name: expected a unique name",
+    ),
     ("polling: VALUE\n", "5: polling: expected a mapping of keys to values", "5", "[]"),
     ("pollling: {}\n", "5: pollling: unknown key; did you mean `polling`?"),
     ("    rate_limt: 1\n", "5: accounts[0].rate_limt: unknown key; did you mean `rate_"),
@@ -196,6 +200,13 @@ MISTAKES: list[tuple[str, ...]] = [
             + "".join(f"  - {{name: a{i}, api_key: k, secret_key: s}}\n" for i in range(1001)),
             "1: accounts: expected at most 1000 items",
         ),
+        *(
+            (
+                HEAD.replace("main", name),
+                "2: accounts[0].name: expected a name of 1 to 64 letters, digits, `_`, `.`",
+            )
+            for name in ["", "''", "a b", '"a\\n"', "\u00e9", "x" * 65, "5", "[]", "a/b"]
+        ),
         (HEAD.replace("api_key: k", "api_key_file: ${NONE}"), "3: accounts[0].api_key_file: the e"),
         (HEAD.replace("api_key: k", "api_key: ${NONE}"), "3: accounts[0].api_key: the environment"),
         ("\naccounts:\n  - x\n", "3: accounts[0]: expected a mapping of keys to values"),
@@ -209,22 +220,6 @@ MISTAKES: list[tuple[str, ...]] = [
 def test_one_mistake_is_one_problem(problems: FindProblems, text: str, expected: str) -> None:
     (found,) = problems(text)
     assert found.startswith(expected)
-
-
-@pytest.mark.parametrize("name", ["", "a b", "'a\n'", "\u00e9", "x" * 65, "5", "[]", "a/b"])
-def test_names_of_accounts_are_plain(problems: FindProblems, name: str) -> None:
-    text = f'accounts: [{{name: "{name}", api_key: k, secret_key: s}}]\n'
-    if name == "5":
-        text = text.replace('"', "")
-    found = problems(text)
-    assert len(found) == 1
-    assert "accounts[0].name: expected a name of 1 to 64 letters, digits, `_`, `.`" in found[0]
-
-
-def test_names_of_accounts_differ(problems: FindProblems) -> None:
-    assert problems(HEAD + HEAD.removeprefix("accounts:\n")) == [
-        "5: accounts[1].name: expected a unique name; an earlier item has the same"
-    ]
 
 
 @pytest.mark.parametrize(
