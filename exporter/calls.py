@@ -206,7 +206,7 @@ class Finished:
         key: the first key that the callee pressed, if any.
         odd: the fields with invalid values.
         receivers: of a message with a known result.
-        price: of a message, in VND.
+        price: in VND; of a call, from the callback that finished it.
     """
 
     result: Result

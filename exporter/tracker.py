@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -197,11 +198,6 @@ class CallTracker:
         """Return a call; None if the ledger does not hold it."""
         return await self.ledger.execute(find_call, account, name)
 
-    async def set_price(self, row: int, price: float) -> None:
-        """Store the price of a call, in VND; return once it is durable."""
-        added = await self.ledger.call(self.ledger.store.set_price, row, price)
-        self.totals.add(added.items())
-
     async def record_callback(
         self, row: int, outcome: CallbackOutcome, price: float | None
     ) -> None:
@@ -215,8 +211,12 @@ class CallTracker:
         """Keep a call even if no source names it; return whether it exists."""
         return await self.ledger.call(self.ledger.store.mark_pushed, row)
 
-    async def apply_callback(self, call: CallRecord, answer: Answer) -> CallbackOutcome:
+    async def apply_callback(
+        self, call: CallRecord, answer: Answer, price: float | None = None
+    ) -> CallbackOutcome:
         """Finish a call if the answer contains its result; return once that is durable.
+
+        `price` is that of a finished call, in VND, if the answer names none.
 
         Returns:
             `accepted`; `repeated` if the call had finished before; `hint` if the answer does not
@@ -236,6 +236,8 @@ class CallTracker:
         )
         if not isinstance(decided, Finished):
             return CallbackOutcome.HINT
+        if decided.price is None:
+            decided = replace(decided, price=price)
         observed = [Observation(call.account, watched, decided, now, from_callback=True)]
         committed = await self.ledger.call(self.ledger.store.commit, observed)
         self._committed(observed, committed)

@@ -645,7 +645,12 @@ class Store:
     def record_callback(
         self, connection: Connection, row: int, outcome: CallbackOutcome, price: float | None
     ) -> dict[TotalKey, float]:
-        """Write a callback that did not finish its call, and the price in it; see `set_price`."""
+        """Write a callback that did not finish its call, and the price in it, in VND.
+
+        The price of an open call is added to the totals when the call finishes; the last one
+        counts. The price of a finished call is added now, unless it had one above 0. Return the
+        increments of totals.
+        """
         added = {} if price is None else self._set_price(connection, row, price)
         event = CallEvent(row, self._clock.now(), _CALLBACK_EVENT, outcome.value)
         self._add_history(connection, [event])
@@ -659,15 +664,6 @@ class Store:
     def _add_history(self, connection: Connection, events: Iterable[CallEvent]) -> None:
         if self.settings.history:
             add_history(connection, events)
-
-    def set_price(self, row: int, price: float) -> dict[TotalKey, float]:
-        """Store the price of a call, in VND.
-
-        The price of an open call is added to the totals when the call finishes; the last one
-        counts. The price of a finished call is added now, unless it had one above 0. Return the
-        increments of totals.
-        """
-        return self.database.run(self._set_price, row, price)
 
     def _set_price(self, connection: Connection, row: int, price: float) -> dict[TotalKey, float]:
         account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()

@@ -74,10 +74,7 @@ class CallbackSource(PushSource):
         outcome = CallbackOutcome.HINT if call.result is None else CallbackOutcome.REPEATED
         # If the id was added as the other kind, poll it as that kind.
         if call.result is None and self._config.trust == "accept" and call.kind == kind:
-            if price is not None:
-                await self._tracker.set_price(call.id, price)
-                price = None
-            outcome = await self._tracker.apply_callback(call, read_callback(fields, kind))
+            outcome = await self._tracker.apply_callback(call, read_callback(fields, kind), price)
             if outcome is CallbackOutcome.ACCEPTED:
                 return outcome
         if outcome is CallbackOutcome.HINT and known is None:

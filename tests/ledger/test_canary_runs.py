@@ -20,6 +20,7 @@ from exporter.ledger.outbox import Route
 from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.types import Committed, NewCall, Observation
 from tests.ledger.racing import together
+from tests.ledger.test_ledger_store import pay
 
 DAY = 86_400.0
 ID = reference_id("8eb2af6d-fb4c4814")
@@ -135,13 +136,13 @@ def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> N
     found = store.database.run(find_call, "main", ID)
     assert found is not None
     assert found.id == run.call_id
-    store.set_price(call_of(run).id, 350.0)
+    pay(store, call_of(run).id, 350.0)
     committed = finish(store, call_of(run))
     assert (committed.added, committed.notify, committed.newest) == ({}, frozenset(), {})
     assert committed.finished == 1
     assert committed.canaries == {run.call_id}
     assert finish(store, call_of(run)).ignored == {run.call_id}
-    assert store.set_price(call_of(run).id, 700.0) == {}
+    assert pay(store, call_of(run).id, 700.0) == {}
     assert store.snapshot().totals == {}
     assert store.database.run(recent_calls, 0.0).calls == []
     assert list_calls(database, ["main"]).records == []

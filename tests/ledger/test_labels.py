@@ -21,7 +21,7 @@ from exporter.ledger.types import Labels, NewCall, StoredCall
 from exporter.metrics.catalogue import Catalogue
 from tests.increases import Increases
 from tests.ledger.racing import together
-from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, push, rows
+from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed, pay, push, rows
 from tests.samples import samples
 
 
@@ -160,7 +160,7 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
     count(store, "a3 b1")
     held = {call.labels for call in store.unfinished("main")}
     finish(store, *early, verdict=ANSWERED)
-    store.set_price(early[0].call.id, 350.0)
+    pay(store, early[0].call.id, 350.0)
     assert counted(store) == {"aother b1": 1, "aother b2": 1, "a2 b1": 1, "a3 b1": 1}
     snapshot = store.snapshot()
     (price,) = (cell for cell in snapshot.totals if cell.total is TotalKind.PRICE)
@@ -233,7 +233,7 @@ def test_what_prometheus_counts_is_what_has_finished(store: Store, seed: int) ->
             if not left:
                 break
             call = left.pop(random.randrange(len(left)))
-            store.set_price(call.call.id, 1.0)
+            pay(store, call.call.id, 1.0)
             finish(store, call, verdict=ANSWERED)
             finished += 1
         elif random.random() < 0.1:
@@ -318,9 +318,9 @@ def test_exporters_that_make_room_at_the_same_time_count_each_call_once(
     def work(store: Store, number: int) -> int:
         for n in range(30):
             stored = push(store, *calls(f"a{(n * number) % 5} b{n % 3}", f"a{n % 4}"))
-            store.set_price(stored[0].call.id, 1.0)
+            pay(store, stored[0].call.id, 1.0)
             finish(store, *stored)
-            store.set_price(stored[1].call.id, 1.0)
+            pay(store, stored[1].call.id, 1.0)
         return 60
 
     def run(number: int) -> Callable[[], int]:

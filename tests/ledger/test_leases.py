@@ -24,7 +24,7 @@ from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import BATCH_SIZE
 from tests.ledger.racing import together
-from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, pay, push, rows
 
 R = TypeVar("R")
 
@@ -171,7 +171,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
     ]
     finished = a.store.database.run(finished_calls, {row["done"], row["hinted"]})
     assert {r: ended.reference_id for r, ended in finished.items()} == {row["done"]: "done"}
-    b.store.set_price(row["done"], 350.0)
+    pay(b.store, row["done"], 350.0)
     b.store.configure(StoreSettings(LabelLimits(("campaign",), 1, 9)))
     push(b.store, new("labelled", {"campaign": "otp"}))
     assert a.notices() == [("main", None, TOTALS)] * 2

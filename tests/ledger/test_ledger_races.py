@@ -19,7 +19,7 @@ from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
 from exporter.ledger.types import NewCall, StoredCall
 from tests.ledger.racing import shuffled, together
-from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, push, rows
+from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, pay, push, rows
 from tests.waiting import DEADLINE
 
 R = TypeVar("R")
@@ -126,7 +126,7 @@ def test_totals_of_all_add_up_exactly(stores: list[Store]) -> None:
             store: Store, calls: list[StoredCall], told: list[StoredCall], long: list[float]
         ) -> None:
             for call in told:
-                store.set_price(call.call.id, 350.0)
+                pay(store, call.call.id, 350.0)
             group = [
                 observed(call, Finished(Result.SUCCESS, Status.ANSWERED, duration))
                 for call, duration in zip(calls, long, strict=True)
@@ -158,8 +158,8 @@ def test_a_price_that_several_tell_counts_once(stores: list[Store]) -> None:
     for number in range(ROUNDS):
         (stored,) = stores[0].watch(None, names(number, 1), NOW).added
         together(
-            partial(stores[0].set_price, stored.call.id, 350.0),
-            partial(stores[1].set_price, stored.call.id, 350.0),
+            partial(pay, stores[0], stored.call.id, 350.0),
+            partial(pay, stores[1], stored.call.id, 350.0),
             partial(finish, stores[2], stored),
         )
     totals = stores[0].snapshot().totals
@@ -278,7 +278,7 @@ def test_everything_at_once(stores: list[Store]) -> None:
             ).finished
             rows_of_all = shuffled(sorted(taken.rows), seed)
             for row in rows_of_all[:3]:
-                store.set_price(row, 1.0)
+                pay(store, row, 1.0)
             if rows_of_all:
                 store.delete(rows_of_all[0], NOW)
             if source:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from exporter.calls import (
+    CallbackOutcome,
     CallState,
     Finished,
     Key,
@@ -29,7 +30,7 @@ from exporter.ledger.calls import (
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.store import PAGE_SIZE, Store, StoreSettings
-from exporter.ledger.totals import TotalKind
+from exporter.ledger.totals import TotalKey, TotalKind
 from exporter.ledger.types import (
     Count,
     FinishedCall,
@@ -64,6 +65,10 @@ def observed(stored: StoredCall, verdict: Finished | PollAgain, after: float = 5
 
 def finish(store: Store, *calls: StoredCall, verdict: Finished = BUSY, after: float = 5.0) -> None:
     store.commit([observed(call, verdict, after) for call in calls])
+
+
+def pay(store: Store, row: int, price: float) -> dict[TotalKey, float]:
+    return store.record_callback(row, CallbackOutcome.HINT, price)
 
 
 def ids(calls: Iterable[StoredCall]) -> list[str]:
@@ -296,7 +301,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     push(store, new("other"))
     assert store.delete(call.call.id, NOW + 1)
     assert not store.delete(call.call.id, NOW + 2)
-    assert store.set_price(call.call.id, 350.0) == store.set_price(9, 350.0) == {}
+    assert pay(store, call.call.id, 350.0) == pay(store, 9, 350.0) == {}
     assert store.commit([observed(call, BUSY)]).ignored == {call.call.id}
     assert store.snapshot().totals == {}
     assert [record.reference_id for record in list_calls(database, ["main"]).records] == ["other"]
@@ -345,9 +350,9 @@ def test_a_price_is_added_once(
 ) -> None:
     (stored,) = push(store, new("a", OTP))
     row = stored.call.id
-    assert [store.set_price(row, price) for price in before] == [{} for _ in before]
+    assert [pay(store, row, price) for price in before] == [{} for _ in before]
     told = [dict(store.commit([observed(stored, BUSY)]).added)]
-    told += [store.set_price(row, price) for price in after]
+    told += [pay(store, row, price) for price in after]
     live = sum(v for added in told for c, v in added.items() if c.total is TotalKind.PRICE)
     kept = sum(v for c, v in store.snapshot().totals.items() if c.total is TotalKind.PRICE)
     assert (live, kept) == (total, total)
