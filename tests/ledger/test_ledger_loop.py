@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 import pytest_asyncio
@@ -60,17 +61,22 @@ class Bench:
     def observe(self, stored: StoredCall, found: Finished | PollAgain) -> None:
         self.ledger.record("main", stored.call, found, stored.call.first_watched + 1)
 
+    @asynccontextmanager
+    async def running(self, url: str) -> AsyncIterator[Self]:
+        """Open the ledger, and commit until the end; then what is left."""
+        await self.ledger.open(url)
+        running = asyncio.create_task(self.ledger.run())
+        yield self
+        self.ledger.close_soon()
+        async with deadline():
+            await running
+        await self.ledger.close()
+
 
 @pytest_asyncio.fixture
 async def bench(url: str) -> AsyncIterator[Bench]:
-    bench = Bench()
-    await bench.ledger.open(url)
-    running = asyncio.create_task(bench.ledger.run())
-    yield bench
-    bench.ledger.close_soon()
-    async with deadline():
-        await running
-    await bench.ledger.close()
+    async with Bench().running(url) as bench:
+        yield bench
 
 
 async def test_what_is_observed_at_the_same_time_is_one_group(bench: Bench) -> None:
@@ -133,16 +139,9 @@ async def test_a_ledger_that_fails_delays_but_loses_nothing(bench: Bench, url: s
 
 
 async def test_closing_writes_what_was_observed(url: str) -> None:
-    bench = Bench()
-    await bench.ledger.open(url)
-    running = asyncio.create_task(bench.ledger.run())
-    calls = await bench.push(*(f"c{number}" for number in range(BATCH_SIZE + 1)))
-    for stored in calls:
-        bench.observe(stored, BUSY)
-    bench.ledger.close_soon()
-    async with deadline():
-        await running
-    await bench.ledger.close()
+    async with Bench().running(url) as bench:
+        for stored in await bench.push(*(f"c{number}" for number in range(BATCH_SIZE + 1))):
+            bench.observe(stored, BUSY)
     assert [len(group) for group in bench.groups] == [BATCH_SIZE, 1]
     assert bench.counted == BATCH_SIZE + 1
     with pytest.raises(LedgerError, match="not open"):
@@ -174,42 +173,28 @@ def put_another_in_its_place(path: Path) -> Path:
 
 
 async def test_an_idle_ledger_is_looked_at(path: Path) -> None:
-    bench = Bench(health_check=0.05)
-    await bench.ledger.open(f"sqlite:///{path}")
-    running = asyncio.create_task(bench.ledger.run())
-    aside = put_another_in_its_place(path)
-    await until(lambda: bench.ledger.problem is not None)
-    assert "was replaced by another file" in (bench.ledger.problem or "")
-    await asyncio.to_thread(aside.rename, path)
-    await until(lambda: bench.ledger.problem is None)
-    assert bench.groups == []
-    bench.ledger.close_soon()
-    await running
-    await bench.ledger.close()
+    async with Bench(health_check=0.05).running(f"sqlite:///{path}") as bench:
+        aside = put_another_in_its_place(path)
+        await until(lambda: bench.ledger.problem is not None)
+        assert "was replaced by another file" in (bench.ledger.problem or "")
+        await asyncio.to_thread(aside.rename, path)
+        await until(lambda: bench.ledger.problem is None)
+        assert bench.groups == []
 
 
 @pytest.mark.parametrize("set_by", [4 * 86_400.0, -4 * 86_400.0])
 async def test_a_clock_that_is_set_is_known_after_a_reboot_that_follows_at_once(
-    path: Path, set_by: float
+    path: Path, machine: Machine, set_by: float
 ) -> None:
-    machine = Machine(1_764_000_000.0)
-    bench = Bench(machine)
-    await bench.ledger.open(f"sqlite:///{path}")
-    running = asyncio.create_task(bench.ledger.run())
-    for name in "ab":
-        (stored,) = await bench.push(name)
-        bench.observe(stored, BUSY)
-        await until(lambda: len(bench.groups) == "ab".index(name) + 1)  # noqa: B023 - used at once
-    machine.pass_time(10.0)
-    machine.wall += set_by
-    began = bench.ledger.clock.now()
-    bench.ledger.close_soon()
-    async with deadline():
-        await running
-    await bench.ledger.close()
+    async with Bench(machine).running(f"sqlite:///{path}") as bench:
+        for name in "ab":
+            (stored,) = await bench.push(name)
+            bench.observe(stored, BUSY)
+            await until(lambda: len(bench.groups) == "ab".index(name) + 1)  # noqa: B023 - at once
+        machine.pass_time(10.0)
+        machine.wall += set_by
+        began = bench.ledger.clock.now()
     machine.restart(after=10.0)
-    again = Bench(machine)
-    await again.ledger.open(f"sqlite:///{path}")
-    # Where the clock went back, only that no time has passed can be told.
-    assert again.ledger.clock.now() == pytest.approx(began + 10.0, abs=10.1)
-    await again.ledger.close()
+    async with Bench(machine).running(f"sqlite:///{path}") as again:
+        # Where the clock went back, only that no time has passed can be told.
+        assert again.ledger.clock.now() == pytest.approx(began + 10.0, abs=10.1)
