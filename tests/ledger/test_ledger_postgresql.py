@@ -6,17 +6,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Barrier
+from functools import partial
 
 import pytest
 from sqlalchemy import make_url, text
 
 from exporter.errors import LedgerError
-from exporter.ledger.engine import Database, open_database
+from exporter.ledger.engine import open_database
 from exporter.ledger.store import Store
 from tests.databases import PASSWORD, Server, postgresql
+from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import ids, new, push, rows
 from tests.waiting import DEADLINE
 
@@ -109,15 +109,7 @@ def test_exporters_that_start_together_upgrade_once(
 ) -> None:
     name = make_url(empty_url).database
     server.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
-    together = Barrier(4)
-
-    def open_together(_number: int) -> Database:
-        together.wait()
-        return open_database(empty_url)
-
-    with ThreadPoolExecutor(4) as threads:
-        opened = list(threads.map(open_together, range(4)))
-    for database in opened:
+    for database in together(*[partial(open_database, empty_url)] * 4):
         assert Store(database).snapshot().totals == {}
         database.close()
 
