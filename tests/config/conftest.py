@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -8,9 +8,7 @@ import trustme
 
 from exporter.config import Config, load_config
 from exporter.errors import ConfigError
-
-Load = Callable[..., Config]
-Problems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,7 +32,7 @@ def load(tmp_path: Path) -> Load:
 
 
 @pytest.fixture
-def problems(load: Load, tmp_path: Path) -> Problems:
+def problems(load: Load, tmp_path: Path) -> FindProblems:
     """Give the problems of a text as `line: key: message`, without the name of the file."""
 
     def problems(text: str | bytes, environ: Mapping[str, str] | None = None) -> list[str]:

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from exporter.config import CallConfig, Config
+from exporter.config import CallConfig
 from exporter.ids import ReferenceId
-
-Load = Callable[..., Config]
-FindProblems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 ONE = "accounts:\n  - {name: main, api_key: k, secret_key: s}\n"
 TWO = ONE + "  - {name: other, api_key: k, secret_key: s}\n"

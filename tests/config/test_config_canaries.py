@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from exporter.canaries.schedule import Cron, Every, schedule_of
-from exporter.config import Config
-
-Load = Callable[..., Config]
-FindProblems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\ncanaries:\n"
 GOOD = {

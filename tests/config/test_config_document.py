@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ from exporter.config.document import (
     locate,
     resolve,
 )
+from tests.config.loading import FindProblems
 
-FindProblems = Callable[..., list[str]]
 ACCOUNTS = "accounts: [{name: a, api_key: k, secret_key: s}]\n"
 
 

@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trustme
 
-from exporter.config import Config, HomeAssistantConfig
+from exporter.config import HomeAssistantConfig
 from exporter.secrets import Secret
-
-Load = Callable[..., Config]
-FindProblems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\n"
 URL = "home_assistant.url: expected `mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS"

@@ -11,9 +11,7 @@ from exporter.config import AccountConfig, Config, LedgerConfig, load_config
 from exporter.config.watch import WatchConfig
 from exporter.errors import ConfigError
 from exporter.secrets import Secret
-
-Load = Callable[..., Config]
-FindProblems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 HEAD = "accounts:\n  - name: main\n    api_key: k\n    secret_key: s\n"
 DURATION = "expected a duration such as `15s`, `1m30s` or `3d`, from "

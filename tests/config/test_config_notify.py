@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from exporter.calls import Result, Status
-from exporter.config import Config
 from exporter.config.targets import ResultName, StatusName
 from exporter.secrets import Secret
-
-Load = Callable[..., Config]
-FindProblems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 HEAD = (
     "accounts: [{name: main, api_key: k, secret_key: s}, {name: b, api_key: k, secret_key: s}]\n"

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.config.loading import FindProblems
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}, {name: b, api_key: k, secret_key: s}]\n"
 AGAIN = "expected a unique token; an earlier item has the same"
@@ -11,8 +12,6 @@ EMPTY = "expected a key, but the value is empty"
 NO_ITEM = "expected a mapping of keys to values"
 NO_ACCOUNT = "expected the name of one of the accounts"
 NO_URL = "expected a URL such as `postgresql://USER:PASSWORD@HOST/DATABASE`"
-
-FindProblems = Callable[..., list[str]]
 
 
 @pytest.mark.parametrize(

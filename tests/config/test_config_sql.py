@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 import pytest
 from sqlalchemy import make_url
 
-from exporter.config import Config
 from exporter.errors import ConfigError
-
-Load = Callable[..., Config]
-FindProblems = Callable[..., list[str]]
+from tests.config.loading import FindProblems, Load
 
 HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\nwatch:\n  sql:\n    - name: orders\n"
 URL = "      url: sqlite:////nowhere/x.db\n"
