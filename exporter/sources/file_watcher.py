@@ -88,16 +88,20 @@ def find(pattern: str) -> Iterator[str]:
     symlinks may form cycles. Unreadable folders are skipped.
     """
     parts = [part for part in pattern.split("/") if part]
-    folders = deque(
-        [("/" if pattern.startswith("/") else "", 0)]
-    )  # with the index of the next part
-    links = deque[tuple[str, int]]()
+    root = "/" if pattern.startswith("/") else ""
+    folders, links = deque([(root, 0)]), deque[tuple[str, int]]()  # with the index of the next part
     seen = set[tuple[int, int, int]]()
     while folders or links:
         folder, number = (folders or links).popleft()
         part, following = parts[number], number + 1
         is_last, deep = following == len(parts), part == "**"
-        if (entries := _entries(folder, part, number, seen)) is None:
+        try:
+            status = os.stat(folder or ".")  # noqa: PTH116 - a third of the time
+            if (place := (status.st_dev, status.st_ino, number)) in seen:
+                continue
+            seen.add(place)
+            entries = _entries(folder, part)
+        except (OSError, ValueError):
             continue
         if deep and not is_last:
             folders.append((folder, following))  # `**` also matches zero folders
@@ -109,31 +113,19 @@ def find(pattern: str) -> Iterator[str]:
                 (links if is_link else folders).append((path, number if deep else following))
 
 
-def _entries(
-    folder: str, part: str, number: int, seen: set[tuple[int, int, int]]
-) -> list[tuple[str, bool, bool]] | None:
-    """Return matching names in a folder, each with `may be a folder` and `is a symlink`.
-
-    None for an unreadable folder, or one that was already searched for this part.
-    """
-    try:
-        status = os.stat(folder or ".")  # noqa: PTH116 - a third of the time
-        if (place := (status.st_dev, status.st_ino, number)) in seen:
-            return None
-        seen.add(place)
-        if not _is_magic(part):
-            name = _unescape(part)
-            os.lstat(os.path.join(folder, name))  # noqa: PTH118 - as above
-            return [(name, True, False)]
-        with os.scandir(folder or ".") as entries:
-            return sorted(
-                (entry.name, entry.is_symlink() or entry.is_dir(), entry.is_symlink())
-                for entry in entries
-                if part.startswith(".") or not entry.name.startswith(".")
-                if part == "**" or fnmatchcase(entry.name, part)
-            )
-    except (OSError, ValueError):
-        return None
+def _entries(folder: str, part: str) -> list[tuple[str, bool, bool]]:
+    """Return matching names in a folder, each with `may be a folder` and `is a symlink`."""
+    if not _is_magic(part):
+        name = _unescape(part)
+        os.lstat(os.path.join(folder, name))  # noqa: PTH118 - as above
+        return [(name, True, False)]
+    with os.scandir(folder or ".") as entries:
+        return sorted(
+            (entry.name, entry.is_symlink() or entry.is_dir(), entry.is_symlink())
+            for entry in entries
+            if part.startswith(".") or not entry.name.startswith(".")
+            if part == "**" or fnmatchcase(entry.name, part)
+        )
 
 
 def _is_magic(pattern: str) -> bool:
