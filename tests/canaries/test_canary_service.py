@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from exporter.config import load_config
 from exporter.ledger.canary_runs import Intent, begin
 from exporter.ledger.clock import Moment
 from exporter.simulator import Fault, FaultKind, Simulator
-from tests.canaries.scene import ACCOUNT, NO_STATUS, PHONE, Placed, config_text, rows, simulator
+from tests.canaries.scene import ACCOUNT, NO_STATUS, PHONE, Placed, configured, rows, simulator
 from tests.samples import samples, value
 from tests.waiting import DEADLINE, until
 
@@ -52,7 +52,7 @@ class Scene:
     """An exporter, and the provider that it calls."""
 
     def __init__(self, folder: Path, provider: Simulator, service: App) -> None:
-        self.folder = folder
+        self.config = folder / "config.yaml"
         self.provider = provider
         self.placed = Placed(provider)
         self.service = service
@@ -65,22 +65,19 @@ class Scene:
     def success(self) -> float:
         return value(self.service.metrics, "esms_canary_success", account="main", canary="hourly")
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        await until(condition)
-
-
-Start = Callable[..., AsyncIterator[Scene]]
+    async def change(self, old: str, new: str) -> None:
+        """Replace a text in the configuration, and have it reloaded."""
+        self.config.write_text(self.config.read_text().replace(old, new))
+        await self.service.reload()
 
 
 @asynccontextmanager
 async def scene(folder: Path, clock: Clock, canary: str = RECORDING) -> AsyncIterator[Scene]:
     async with simulator() as provider:
-        config = folder / "config.yaml"
-        config.write_text(config_text(provider.url, f"sqlite:///{folder}/ledger.db", canary))
-
+        config = configured(folder, provider.url, canary)
         there = Scene(folder, provider, await started(config, clock))
         # What was due before it was configured would not be placed.
-        await there.until(lambda: bool(samples(there.service.metrics, "esms_canary_runs_total")))
+        await until(lambda: bool(samples(there.service.metrics, "esms_canary_runs_total")))
         try:
             yield there
         finally:
@@ -101,10 +98,10 @@ async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> 
         await asyncio.sleep(0.5)
         assert there.placed.codes == []
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         assert there.success == 1
         assert len(there.placed.codes) == 1
-        await there.until(lambda: there.service.canaries.statuses[0][1].result is not None)
+        await until(lambda: there.service.canaries.statuses[0][1].result is not None)
         ((name, run, due),) = there.service.canaries.statuses
         assert (name, run.result, due) == ("hourly", "success", NOON + 600)
         assert NOON <= run.started_at < NOON + 60
@@ -113,7 +110,7 @@ async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> 
 async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path, clock) as there:
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         clock.set(NOON - 10)
         await asyncio.sleep(0.3)
         clock.set(NOON + 5)
@@ -121,11 +118,11 @@ async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clo
         assert len(there.placed.codes) == 1
         # Leapt over: 12:10 and 12:20, which nobody makes up for; and 12:30 is placed.
         clock.set(NOON + 1801)
-        await there.until(lambda: there.total("success") == 2)
-        await there.until(lambda: there.total("missed") == 2)
+        await until(lambda: there.total("success") == 2)
+        await until(lambda: there.total("missed") == 2)
         # What was wrongly leapt over is placed when its time comes.
         clock.set(NOON + 601)
-        await there.until(lambda: there.total("success") == 3)
+        await until(lambda: there.total("success") == 3)
         assert there.total("missed") == 2
         assert len(there.placed.codes) == 3
 
@@ -137,16 +134,16 @@ async def test_a_call_is_not_late_because_a_clock_was_set(
     async with scene(tmp_path, clock) as there:
         there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
-        await there.until(lambda: there.placed.codes == ["100"])
+        await until(lambda: there.placed.codes == ["100"])
         await asyncio.sleep(0.5)
         clock.set(NOON + 300)
         await asyncio.sleep(0.5)
         if restarted:
             await there.service.stop()
             clock.set(NOON + 300_000)
-            there.service = await started(tmp_path / "config.yaml", clock)
+            there.service = await started(there.config, clock)
         there.provider.faults.clear()
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         assert there.total("late") == 0
 
 
@@ -158,7 +155,7 @@ async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock)
         there.service.canaries.configure((short,), ["main"], 1.0)
         there.provider.faults.set("x", NO_STATUS)
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("late") == 1)
+        await until(lambda: there.total("late") == 1)
         assert there.success == 0
         assert len(there.placed.codes) == 1
 
@@ -167,75 +164,66 @@ async def test_a_paused_account_places_nothing(tmp_path: Path, clock: Clock) -> 
     async with scene(tmp_path, clock) as there:
         there.service.accounts["main"].poller.hold(0.0)
         clock.set(NOON + 1)
-        await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
+        await until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
         clock.set(NOON + 61)
-        await there.until(lambda: there.total("missed") == 1)
+        await until(lambda: there.total("missed") == 1)
         assert there.placed.codes == []
         assert not rows(tmp_path, "SELECT 1 FROM canary_runs WHERE result IS NOT 'missed'")
 
 
 async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path, clock) as there:
-        config = tmp_path / "config.yaml"
-        before = config.read_text()
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("success") == 1)
-        config.write_text(before.partition("canaries:")[0])
-        await there.service.reload()
+        await until(lambda: there.total("success") == 1)
+        canaries = there.config.read_text().partition("canaries:")[2]
+        await there.change(f"canaries:{canaries}", "# none")
         assert not samples(there.service.metrics, "esms_canary_runs_total")
         clock.set(NOON + HOUR + 1)
         await asyncio.sleep(0.5)
         assert len(there.placed.codes) == 1
-        config.write_text(before)
         # A minute is not over, and yet it is not placed.
         clock.set(NOON + HOUR + 30)
-        await there.service.reload()
+        await there.change("# none", f"canaries:{canaries}")
         await asyncio.sleep(0.5)
         # What was due while it was not configured was not missed; its totals are there again.
         assert (there.total("success"), there.total("missed")) == (1, 0)
         clock.set(NOON + HOUR + 601)
-        await there.until(lambda: there.total("success") == 2)
+        await until(lambda: there.total("success") == 2)
 
 
 async def test_a_canary_shows_the_account_that_places_it(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path, clock) as there:
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("success") == 1)
-        config = tmp_path / "config.yaml"
-        config.write_text(config.read_text().replace("name: main", "name: hotline"))
-        await there.service.reload()
+        await until(lambda: there.total("success") == 1)
+        await there.change("name: main", "name: hotline")
 
         def shown() -> dict[tuple[str, ...], float]:
             runs = samples(there.service.metrics, "esms_canary_runs_total", result="success")
             return {tuple(run.labels.values()): run.value for run in runs}
 
-        await there.until(lambda: shown() == {("hotline", "hourly", "success"): 1})
+        await until(lambda: shown() == {("hotline", "hourly", "success"): 1})
 
 
 async def test_other_times_were_not_missed_before_they_were_configured(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with scene(tmp_path, clock) as there:
-        config = tmp_path / "config.yaml"
-        often = config.read_text()
-        config.write_text(often.replace("every: 10m", "every: 1h"))
         clock.set(NOON - 50)
-        await there.service.reload()
+        await there.change("every: 10m", "every: 1h")
         since = f"SELECT 1 FROM canaries WHERE since >= {NOON - 50}"
-        await there.until(lambda: bool(rows(tmp_path, since)))
+        await until(lambda: bool(rows(tmp_path, since)))
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         clock.set(NOON + 3500)
         seen = f"SELECT 1 FROM canaries WHERE seen_until = {NOON}"
-        await there.until(lambda: bool(rows(tmp_path, seen)))
-        config.write_text(often)
-        await there.service.reload()
+        await until(lambda: bool(rows(tmp_path, seen)))
+        await there.change("every: 1h", "every: 10m")
         since = f"SELECT 1 FROM canaries WHERE since >= {NOON + 3500}"
-        await there.until(lambda: bool(rows(tmp_path, since)))
+        await until(lambda: bool(rows(tmp_path, since)))
         await asyncio.sleep(0.3)
         assert there.total("missed") == 0
         clock.set(NOON + HOUR + 1)
-        await there.until(lambda: there.total("success") == 2)
+        await until(lambda: there.total("success") == 2)
         assert there.total("missed") == 0
 
 
@@ -249,7 +237,7 @@ async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, cl
         await asyncio.sleep(1)
         assert there.placed.codes == []
         aside.rename(ledger)
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         assert len(there.placed.codes) == 1
 
 
@@ -257,7 +245,7 @@ async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None
     async with scene(tmp_path, clock) as there:
         there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=0.5))
         clock.set(NOON + 1)
-        await there.until(lambda: there.provider.traffic.open == 1)
+        await until(lambda: there.provider.traffic.open == 1)
     assert there.placed.codes == ["100"]
     ((reference_id,),) = rows(tmp_path, "SELECT reference_id FROM canary_runs")
     assert reference_id
@@ -266,7 +254,7 @@ async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None
 async def test_what_was_missed_for_long_is_counted_in_parts(tmp_path: Path, clock: Clock) -> None:
     async with scene(tmp_path, clock) as there:
         clock.set(NOON + 72 * HOUR + 1)
-        await there.until(lambda: there.total("missed") == 432)
+        await until(lambda: there.total("missed") == 432)
 
 
 async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
@@ -282,14 +270,14 @@ async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
         config = there.service.config
         assert config
         holding = asyncio.create_task(there.service.ledger.call(hold))
-        await there.until(held.is_set)
+        await until(held.is_set)
         timeout = config.polling.timeout
         there.service.canaries.configure(config.canaries, ["main"], timeout)
         await asyncio.sleep(0.5)  # the others are being forgotten
         there.service.canaries.configure((), ["main"], timeout)
         go_on.set()
         await holding
-        await there.until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
+        await until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
 
 
 async def test_a_call_that_waits_is_placed_with_the_keys_and_the_number_of_then(
@@ -299,14 +287,12 @@ async def test_a_call_that_waits_is_placed_with_the_keys_and_the_number_of_then(
         poller = there.service.accounts["main"].poller
         poller.hold(0.0)
         clock.set(NOON + 1)
-        await there.until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
+        await until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
         there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
-        config = tmp_path / "config.yaml"
-        text = config.read_text().replace("key-main", "key-new")
-        config.write_text(text.replace(PHONE, "0987654321"))
-        await there.service.reload()
+        await there.change("key-main", "key-new")
+        await there.change(PHONE, "0987654321")
         poller.hold(math.inf)
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         assert there.placed.codes == ["100"]
         assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
 
@@ -317,13 +303,11 @@ async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
     async with scene(tmp_path, clock) as there:
         there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
         clock.set(NOON + 1)
-        await there.until(lambda: there.provider.traffic.open == 1)
-        config = tmp_path / "config.yaml"
-        config.write_text(config.read_text().replace("name: main", "name: other"))
-        await there.service.reload()
+        await until(lambda: there.provider.traffic.open == 1)
+        await there.change("name: main", "name: other")
         accepted = "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"
         assert not rows(tmp_path, accepted)
-        await there.until(lambda: bool(rows(tmp_path, accepted)))
+        await until(lambda: bool(rows(tmp_path, accepted)))
         await asyncio.sleep(0.1)
         requests = samples(there.service.metrics, "esms_api_requests_total")
         assert {request.labels["account"] for request in requests} == {"other"}
@@ -347,8 +331,8 @@ async def test_what_a_run_comes_to(
         for due in (NOON, NOON + 600):
             clock.set(due + 1)
             ended = f"SELECT 1 FROM canary_runs WHERE due_at = {due} AND result IS NOT NULL"
-            await there.until(lambda: bool(rows(tmp_path, ended)))  # noqa: B023 - used at once
-        await there.until(lambda: all(there.total(result) == n for result, n in results.items()))
+            await until(lambda: bool(rows(tmp_path, ended)))  # noqa: B023 - used at once
+        await until(lambda: all(there.total(result) == n for result, n in results.items()))
         assert there.success == ("success" in results)
         if "limited" in results:
             assert there.placed.codes == ["100"]
@@ -360,12 +344,12 @@ async def test_runs_survive_a_restart_and_what_was_due_meanwhile_is_missed(
 ) -> None:
     async with scene(tmp_path, clock) as there:
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("success") == 1)
+        await until(lambda: there.total("success") == 1)
         await there.service.stop()
         clock.set(NOON + 3001)
-        there.service = await started(tmp_path / "config.yaml", clock)
-        await there.until(lambda: there.total("missed") == 4)
-        await there.until(lambda: there.total("success") == 2)
+        there.service = await started(there.config, clock)
+        await until(lambda: there.total("missed") == 4)
+        await until(lambda: there.total("success") == 2)
         assert there.success == 1
         assert len(set(there.placed.request_ids)) == len(there.placed.requests) == 2
 
@@ -379,6 +363,6 @@ async def test_a_run_whose_exporter_died_before_its_request_is_unsure_and_not_be
         intent = Intent("hourly", due, "main", "x", "answered", None, begun, now, 9, (0, 2e9))
         await there.service.ledger.execute(begin, intent)
         clock.set(NOON + 1)
-        await there.until(lambda: there.total("unsure") == 1)
+        await until(lambda: there.total("unsure") == 1)
         await asyncio.sleep(0.3)
         assert there.placed.codes == []
