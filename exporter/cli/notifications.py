@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -64,12 +64,9 @@ def _opened(file: Path) -> Iterator[_Ledger]:
     targets = {target.name: target.give_up_after for target in config.notify}
     if config.home_assistant:
         targets[HOME_ASSISTANT] = GIVE_UP_AFTER
-    database = open_database(config.ledger.url.reveal(), exclusive=False)
-    try:
+    with closing(open_database(config.ledger.url.reveal(), exclusive=False)) as database:
         database.keep_time(clock := LedgerClock(), opened=True)
         yield _Ledger(database, clock, targets, config.ledger.history)
-    finally:
-        database.close()
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:

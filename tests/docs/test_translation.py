@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from os.path import normpath
 from pathlib import Path
 
@@ -20,44 +21,29 @@ TRANSLATED = {
     },
 }
 
-every_page = pytest.mark.parametrize(("english", "vietnamese"), TRANSLATED.items())
+
+def _links(page: str) -> list[str]:
+    """Return the targets of links; a translation leads to translations, where there are some."""
+    targets = (target.partition("#")[0] for _, target in pages.links(page))
+    found = [one if "://" in one else normpath(Path(page).parent / one) for one in targets]
+    theirs = [re.sub(r"(?<=^docs/)vi/|-(vi|en)(?=\.png)", "", one) for one in found]
+    return [one for one in theirs if one not in {"README.md", "README.vi.md"}]
 
 
-@every_page
-def test_headings_correspond(english: str, vietnamese: str) -> None:
-    levels = [[level for level, _ in pages.headings(page)] for page in (english, vietnamese)]
-    assert levels[0] == levels[1]
+PARTS: Mapping[str, Callable[[str], object]] = {
+    "levels of headings": lambda page: [level for level, _ in pages.headings(page)],
+    "blocks": lambda page: [(block.language, block.text) for block in pages.blocks(page)],
+    # Names of metrics, keys, options and paths are not translated, and none is left out.
+    "code": lambda page: set(pages.code_spans(page)),
+    "links": _links,
+    "rows of tables": lambda page: len(re.findall(r"^ *\|", pages.prose(page), re.MULTILINE)),
+}
 
 
-@every_page
-def test_blocks_are_the_same(english: str, vietnamese: str) -> None:
-    theirs = [(block.language, block.text) for block in pages.blocks(vietnamese)]
-    assert theirs == [(block.language, block.text) for block in pages.blocks(english)]
-
-
-@every_page
-def test_code_is_the_same(english: str, vietnamese: str) -> None:
-    """Names of metrics, keys, options and paths are not translated, and none is left out."""
-    assert set(pages.code_spans(english)) == set(pages.code_spans(vietnamese))
-
-
-@every_page
-def test_links_are_the_same(english: str, vietnamese: str) -> None:
-    """A translation leads to translations, where there are some."""
-
-    def names(page: str) -> list[str]:
-        targets = (target.partition("#")[0] for _, target in pages.links(page))
-        found = [one if "://" in one else normpath(Path(page).parent / one) for one in targets]
-        theirs = [re.sub(r"(?<=^docs/)vi/|-(vi|en)(?=\.png)", "", one) for one in found]
-        return [one for one in theirs if one not in {"README.md", "README.vi.md"}]
-
-    assert names(english) == names(vietnamese)
-
-
-@every_page
-def test_tables_have_the_same_rows(english: str, vietnamese: str) -> None:
-    rows = [re.findall(r"^ *\|", pages.prose(page), re.MULTILINE) for page in (english, vietnamese)]
-    assert len(rows[0]) == len(rows[1])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("english", "vietnamese"), TRANSLATED.items())
+def test_translations_have_the_same(english: str, vietnamese: str, part: str) -> None:
+    assert PARTS[part](english) == PARTS[part](vietnamese)
 
 
 def test_each_readme_leads_to_the_other() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,22 +10,12 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from exporter.simulator import Account, Plan, Simulator
-from tests.databases import postgresql
 from tests.docs.pages import ROOT
 from tests.e2e.processes import API, Exporter, configure, listed, push, total
 from tests.faults.scene import environment
 
 DAYS = 4 * 86_400.0
 REQUESTS = "esms_api_requests_total"
-
-
-@contextmanager
-def ledger_url(engine: str, folder: Path) -> Iterator[str]:
-    if engine == "sqlite":
-        yield f"sqlite:///{folder}/ledger.db"
-        return
-    with postgresql() as server, server.database() as url:
-        yield url.replace("+psycopg", "")
 
 
 class Machine:
@@ -66,22 +54,21 @@ class Machine:
 
 
 @pytest.mark.parametrize(
-    ("engine", "wrong_by", "put_right"),
+    ("url", "wrong_by", "put_right"),
     [
         ("sqlite", -DAYS, "while it is stopped"),
         ("sqlite", DAYS, "while it runs"),
         ("postgresql", -DAYS, "while it runs"),  # whose own clock counts
     ],
+    indirect=["url"],
 )
 async def test_calls_keep_their_age_whatever_the_clock_says(
-    tmp_path: Path, simulator: Simulator, engine: str, wrong_by: float, put_right: str
+    tmp_path: Path, simulator: Simulator, url: str, wrong_by: float, put_right: str
 ) -> None:
-    async with AsyncExitStack() as ends:
-        url = ends.enter_context(ledger_url(engine, tmp_path))
-        simulator.add_call("main", "a", Plan(queued=9e9))
-        machine = Machine(tmp_path, "one", url, simulator)
-        ends.push_async_callback(machine.exporter.kill)
-        machine.set_clock(wrong_by)
+    simulator.add_call("main", "a", Plan(queued=9e9))
+    machine = Machine(tmp_path, "one", url, simulator)
+    machine.set_clock(wrong_by)
+    try:
         await machine.start()
         await push(machine.exporter, [listed("a")])
         await machine.polled()
@@ -100,6 +87,8 @@ async def test_calls_keep_their_age_whatever_the_clock_says(
         await machine.exporter.until(
             lambda found: total(found, "esms_calls_total", status="expired") == 1
         )
+    finally:
+        await machine.exporter.kill()
 
 
 def recipe() -> list[str]:
@@ -111,13 +100,10 @@ def recipe() -> list[str]:
     return [line.strip() for line in found[1].strip().splitlines()]
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 async def test_an_account_that_is_renamed_keeps_its_calls_and_counts(
-    tmp_path: Path, engine: str
+    tmp_path: Path, url: str
 ) -> None:
-    async with AsyncExitStack() as ends:
-        simulator = await ends.enter_async_context(Simulator(accounts=[Account("any", "k", "s")]))
-        url = ends.enter_context(ledger_url(engine, tmp_path))
+    async with Simulator(accounts=[Account("any", "k", "s")]) as simulator:
         for name in ("named", "pushed"):
             simulator.add_call("any", name, Plan())
         simulator.add_call("any", "open", Plan(queued=9e9))
