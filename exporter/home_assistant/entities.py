@@ -36,6 +36,17 @@ _CALLS_TODAY: Final = {"state_class": "total_increasing", "unit_of_measurement":
 # Not `total_increasing`: the totals decrease when label sets are evicted.
 _MESSAGES: Final = {"state_class": "total", "unit_of_measurement": "messages"}
 
+_POLLING: Final = {
+    **_DIAGNOSTIC,
+    "device_class": "enum",
+    "options": ["active", *(outcome.value for outcome in Outcome)],
+    "icon": "mdi:sync",
+}
+_FINISHED: Final = {
+    "event_types": [result.value for result in Result],
+    "icon": "mdi:phone-hangup",
+}
+
 
 class Names(NamedTuple):
     """The name of an entity, in each language of the configuration."""
@@ -116,12 +127,7 @@ def account_entities(view: AccountView) -> list[Entity]:
             "polling",
             "sensor",
             Names("Polling", "Truy vấn"),
-            {
-                **_DIAGNOSTIC,
-                "device_class": "enum",
-                "options": ["active", *(outcome.value for outcome in Outcome)],
-                "icon": "mdi:sync",
-            },
+            _POLLING,
             status.paused or "active",
             {"code": status.code, "until": _time(status.paused_until or 0.0)},
         ),
@@ -185,7 +191,7 @@ def account_entities(view: AccountView) -> list[Entity]:
             "finished",
             "event",
             Names("Call finished", "Cuộc gọi kết thúc"),
-            {"event_types": [result.value for result in Result], "icon": "mdi:phone-hangup"},
+            _FINISHED,
             topic="finished",
         ),
     ]
