@@ -45,9 +45,12 @@ SHAPED = st.tuples(VALUES, VALUES, VALUES, VALUES, VALUES).map(
         "    base_url: {}\nwatch:\n  labels: [team]\n  calls: [a, {}]\nledger: {}\n".format(*values)
     )
 )
+TEXTS = st.lists(st.sampled_from(WORDS), max_size=30).map("".join)
 
 
-def gives_a_configuration_or_its_problems(data: bytes) -> None:
+@given(st.binary(max_size=200) | TEXTS.map(str.encode) | SHAPED.map(str.encode))
+@settings(max_examples=320, deadline=None)
+def test_any_content_gives_a_configuration_or_its_problems(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_bytes(data)
@@ -58,21 +61,3 @@ def gives_a_configuration_or_its_problems(data: bytes) -> None:
         except ConfigError as error:
             shown = f"{error} {error!r} {error.problems!r}"
     assert SECRET not in shown
-
-
-@given(st.binary(max_size=200))
-@settings(max_examples=50, deadline=None)
-def test_any_bytes(data: bytes) -> None:
-    gives_a_configuration_or_its_problems(data)
-
-
-@given(st.lists(st.sampled_from(WORDS), max_size=30).map("".join))
-@settings(max_examples=150, deadline=None)
-def test_any_words(text: str) -> None:
-    gives_a_configuration_or_its_problems(text.encode())
-
-
-@given(SHAPED)
-@settings(max_examples=120, deadline=None)
-def test_any_values(text: str) -> None:
-    gives_a_configuration_or_its_problems(text.encode())
