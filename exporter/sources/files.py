@@ -134,8 +134,9 @@ class FilesSource(Source):
         self._named: set[str] = set()  # files with calls in the ledger
         self._missing: set[str] = set()  # of those, not found in the last check
         self._full: dict[str, float] = {}  # when to try refused calls again
-        # Of the last check: the paths, the patterns that timed out, and whether these are all.
-        self._found: tuple[Collection[str], set[str], bool] = (), set(), False
+        # Of the last search: the paths, the patterns that timed out, and whether these are all.
+        self._paths: Collection[str] = ()
+        self._silent, self._complete = set[str](), False
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
         """Apply a configuration: read all files again if it has changed, else check for changes."""
@@ -177,8 +178,7 @@ class FilesSource(Source):
 
     async def _add(self, *, wait: bool) -> None:
         """Add the calls of new and changed files."""
-        files, silent, complete = await self._search()
-        self._found = files.keys(), silent, complete
+        files = await self._search()
         now = time.monotonic()
         for path in [path for path, due in self._full.items() if due <= now]:
             del self._full[path]
@@ -193,25 +193,26 @@ class FilesSource(Source):
                 self._report(change.path, f"cannot be read: {error}")
                 return  # the next check skips this file and reads the others
 
-    async def _search(self) -> tuple[dict[str, FileStat], set[str], bool]:
-        """Return the files, the patterns that timed out, and whether the list is complete."""
+    async def _search(self) -> dict[str, FileStat]:
+        """Return the files that match the patterns."""
         items = {f"{OPTION}: {pattern}": pattern for pattern in self._patterns}
         results = await asyncio.gather(*map(self._find_files, items, items.values()))
         files: dict[str, FileStat] = {}
-        silent, complete = set[str](), True
+        self._silent, self._complete = set(), True
         for (item, pattern), result in zip(items.items(), results, strict=True):
             if isinstance(result, SourceError):
-                silent.add(pattern)
+                self._silent.add(pattern)
                 problem: str | None = f"cannot be searched: {result}"
             else:
                 found, problem = result
                 files |= found
-                complete = complete and len(found) <= self._limit
+                self._complete = self._complete and len(found) <= self._limit
             self._report(item, problem)
         self._report(
             OPTION, f"finds over {self._limit} files" if len(files) > self._limit else None
         )
-        return files, silent, complete
+        self._paths = files.keys()
+        return files
 
     async def _find_files(self, item: str, pattern: str) -> Found | SourceError:
         """Return the result of a search, possibly of an earlier one that timed out."""
@@ -265,9 +266,9 @@ class FilesSource(Source):
 
     async def _remove_missing(self) -> None:
         """Remove the calls of removed files, and update the status."""
-        paths, silent, complete = self._found
-        if complete:
-            missing = {path for path in self._named.difference(paths) if not matches(path, silent)}
+        if self._complete:
+            gone = self._named.difference(self._paths)
+            missing = {path for path in gone if not matches(path, self._silent)}
             for path in sorted(missing):
                 if not matches(path, self._patterns) or (
                     path in self._missing and await self._is_removed(path)
@@ -279,8 +280,8 @@ class FilesSource(Source):
                     self._status.forget(path)
                     _log.info("call file removed", file=path)
             self._missing = missing
-        for path in literals(set(self._patterns) - silent):
-            if path not in paths:
+        for path in literals(set(self._patterns) - self._silent):
+            if path not in self._paths:
                 self._report(path, "cannot be read: no such file")
         if self._patterns and not self._status.problem:
             self._status.succeed()
@@ -320,12 +321,9 @@ def check_files(patterns: Sequence[str], accounts: Sequence[str], labels: Sequen
     calls = 0
     for path in sorted(paths):
         problems = Problems(path)
-        try:
+        with suppress(ConfigError):  # its problems are in `problems`
             calls += sum(1 for _ in read_calls(path, accounts, labels, problems))
-        except ConfigError as error:
-            found += error.problems
-        else:
-            found += problems.listed()
+        found += problems.listed()
     if found:
         raise ConfigError(tuple(found))
     return calls
