@@ -82,18 +82,6 @@ async def connected(
         _cut(client)
 
 
-async def publish(client: Client, message: Message) -> None:
-    """Publish a message, and wait until the broker acknowledges it.
-
-    Raises:
-        BrokerError: it does not.
-    """
-    topic, payload, retained, expiry = message
-    with mapped_errors():
-        properties = _expiring(expiry) if expiry else None
-        await client.publish(topic, payload, AT_LEAST_ONCE, retained, properties)
-
-
 def _cut(client: Client) -> None:
     client._client._sock_close()  # noqa: SLF001
 
@@ -133,8 +121,10 @@ async def _open(
         raise
 
 
-def _expiring(seconds: int) -> Properties:
-    """Return the properties of a message that expires; MQTT 3.1.1 ignores them."""
+def expiring(seconds: int | None) -> Properties | None:
+    """Return the properties of a message that expires, if it does; MQTT 3.1.1 ignores them."""
+    if seconds is None:
+        return None
     from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415 - optional
     from paho.mqtt.properties import Properties  # noqa: PLC0415 - optional
 

@@ -31,8 +31,8 @@ from exporter.home_assistant.connection import (
     AT_LEAST_ONCE,
     Message,
     connected,
+    expiring,
     mapped_errors,
-    publish,
 )
 from exporter.home_assistant.entities import (
     AccountView,
@@ -503,12 +503,15 @@ class Publisher:
 
     async def _publish(self, broker: Client, message: Message) -> None:
         """Publish a message, and wait until the broker acknowledges it."""
-        numbers = self._stats.messages[self._topics.kind(message.topic)]
+        topic, payload, retained, expiry = message
+        numbers = self._stats.messages[self._topics.kind(topic)]
         try:
-            await publish(broker, message)
+            with mapped_errors():
+                properties = expiring(expiry)
+                await broker.publish(topic, payload, AT_LEAST_ONCE, retained, properties)
         except BrokerError:
             self._session = None
             numbers[MqttOutcome.FAILED] += 1
             raise
         numbers[MqttOutcome.PUBLISHED] += 1
-        self._failed.pop(message.topic, None)
+        self._failed.pop(topic, None)
