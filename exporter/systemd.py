@@ -31,9 +31,7 @@ class Notifier:
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         address = environ.pop("NOTIFY_SOCKET", "")
         self._watchdog = _watchdog(environ)
-        self.interval = min(
-            STATUS_INTERVAL, self._watchdog / 2 if self._watchdog else STATUS_INTERVAL
-        )
+        self.interval = min(STATUS_INTERVAL, self._watchdog / 2 or STATUS_INTERVAL)
         self._socket: socket.socket | None = None
         self._reported = True
         if address[:1] in {"/", "@"}:

@@ -20,7 +20,7 @@ from exporter.calls import Finished, GiveUpPolicy, WatchedCall, verdict
 from exporter.canaries.runs import CanaryRunner, call_request
 from exporter.canaries.schedule import schedule_of
 from exporter.cli.options import config_file
-from exporter.config import CanaryConfig, Config, load_config
+from exporter.config import AccountConfig, CanaryConfig, Config, load_config
 from exporter.errors import ExporterError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
@@ -60,17 +60,17 @@ def canary(name: str, config_file: Path, *, dry_run: bool, now: bool) -> None:
     if found is None:
         known = ", ".join(item.name for item in config.canaries) or "none"
         raise click.BadParameter(f"no such canary; configured: {known}", param_hint="NAME")
+    account = next(item for item in config.accounts if item.name == found.account)
     if dry_run:
-        _show(config, found, time.time())
+        _show(account, found, time.time())
         return
-    result = uvloop.run(_call(config, found))
+    result = uvloop.run(_call(config, account, found))
     sys.exit(0 if result == CanaryResult.SUCCESS else 1)
 
 
-def _show(config: Config, canary: CanaryConfig, now: float) -> None:
+def _show(account: AccountConfig, canary: CanaryConfig, now: float) -> None:
     due = list(islice(schedule_of(canary).after(now), _SHOWN))
     request = call_request(canary, due[0] if due else int(now))
-    account = next(item for item in config.accounts if item.name == canary.account)
     hidden = {"ApiKey": "***", "SecretKey": "***", "Phone": "***"}
     click.echo(f"{canary.name}: account {account.name}, at most {canary.max_per_day} calls a day")
     click.echo(f"GET {account.base_url}/{request.operation}")
@@ -83,9 +83,8 @@ def _show(config: Config, canary: CanaryConfig, now: float) -> None:
         click.echo(f"  {datetime.fromtimestamp(moment, canary.zone):%Y-%m-%d %H:%M:%S %z}")
 
 
-async def _call(config: Config, canary: CanaryConfig) -> str | None:
+async def _call(config: Config, account: AccountConfig, canary: CanaryConfig) -> str | None:
     """Place a call, wait for its result, and return the result of the run."""
-    account = next(item for item in config.accounts if item.name == canary.account)
     reported = False
     interval, polled_at = min(_POLL_INTERVAL, config.polling.interval), -math.inf
 

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import product
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
@@ -38,20 +38,13 @@ def container_options() -> list[str]:
     return words[names.index(PROGRAM) + 1 :] if PROGRAM in names else []
 
 
-class Response(NamedTuple):
-    """A response of an exporter."""
-
-    status: int
-    body: bytes
-
-
 def get(
     address: ListenAddress,
     schemes: Iterable[str],
     path: str = "/-/healthy",
     timeout: float = _TIMEOUT,
-) -> Response:
-    """Request a path of an exporter on this machine.
+) -> tuple[int, bytes]:
+    """Request a path of an exporter on this machine; return the status and the body.
 
     Raises:
         ClientCertificateError: an exporter responds, but requires a client certificate.
@@ -75,8 +68,10 @@ def get(
     raise RemoteExporterError(f"{address}: {problem}")
 
 
-def _request(host: str, port: int, scheme: str, path: str, timeout: float) -> Response | None:
-    """Return the response; None if the server is another program.
+def _request(
+    host: str, port: int, scheme: str, path: str, timeout: float
+) -> tuple[int, bytes] | None:
+    """Return the status and the body; None if the server is another program.
 
     Certificates are not verified, as no secret is sent.
     """
@@ -91,7 +86,7 @@ def _request(host: str, port: int, scheme: str, path: str, timeout: float) -> Re
         response = connection.getresponse()
         if response.headers.get("Server") != PROGRAM:
             return None
-        return Response(response.status, response.read(_MAX_BODY))
+        return response.status, response.read(_MAX_BODY)
 
 
 def schemes_of(web_config: Path | None) -> Sequence[str]:

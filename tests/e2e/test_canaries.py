@@ -29,7 +29,7 @@ from tests.canaries.scene import (
     simulator,
 )
 from tests.databases import Server
-from tests.e2e.commands import CONFIG, Command, Ended, run
+from tests.e2e.commands import CONFIG, Command, Ended, invoke, run
 from tests.e2e.processes import total
 from tests.subprocesses import UNMEASURED
 from tests.waiting import deadline, until
@@ -194,7 +194,7 @@ async def test_what_the_command_would_send(tmp_path: Path) -> None:
     async with simulator() as provider:
         placed = Placed(provider)
         configured(tmp_path, provider.url, TEMPLATE)
-        ended = await run(tmp_path, *COMMAND, "--dry-run")
+        ended = await invoke(tmp_path, *COMMAND, "--dry-run")
     assert ended.code == 0
     head, _, due = ended.output.partition("due:\n")
     assert f"GET {provider.url}/MakeCallTemplate_V2\n" in head
@@ -204,8 +204,8 @@ async def test_what_the_command_would_send(tmp_path: Path) -> None:
     assert placed.codes == []
     assert not (tmp_path / "ledger.db").exists()
     for wrong in (("--now", "--dry-run"), ()):
-        assert (await run(tmp_path, *COMMAND, *wrong)).code == 2
-    unknown = await run(tmp_path, "canary", "daily", CONFIG, "--dry-run")
+        assert (await invoke(tmp_path, *COMMAND, *wrong)).code == 2
+    unknown = await invoke(tmp_path, "canary", "daily", CONFIG, "--dry-run")
     assert unknown.code == 2
     assert "no such canary; configured: hourly" in unknown.errors
 
