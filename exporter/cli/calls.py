@@ -19,7 +19,7 @@ from yarl import URL
 
 from exporter.calls import CallState, Result
 from exporter.cli.options import PATH, Parsed
-from exporter.cli.output import output_option, printed
+from exporter.cli.output import output_option, row_printer
 from exporter.config.files import FileProblemError, read_text
 from exporter.errors import (
     InvalidResponseError,
@@ -141,7 +141,7 @@ def calls(
     given = {name: value for name, value in query.items() if value is not None}
 
     async def list_calls() -> None:
-        with printed(output, tuple(Call.model_fields), _TABLE, _in_table) as write:
+        with row_printer(output, tuple(Call.model_fields), _TABLE, _in_table) as write:
             async with aclosing(_pages(url, given, token, trust)) as pages:
                 async for page in pages:
                     write(page)

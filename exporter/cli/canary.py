@@ -96,7 +96,7 @@ async def _call(config: Config, account: AccountConfig, canary: CanaryConfig) ->
     with closing(open_database(config.ledger.url.reveal(), exclusive=False)) as database:
 
         async def execute(statements: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-            # Any: its. Blocking: nothing else runs in the event loop.
+            # Any: the arguments of the statements. Blocks: nothing else runs in the event loop.
             return database.run(statements, *args, **kwargs)
 
         database.keep_time(clock := LedgerClock(), opened=True)

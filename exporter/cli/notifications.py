@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import click
 
 from exporter.cli.options import config_file
-from exporter.cli.output import output_option, printed
+from exporter.cli.output import output_option, row_printer
 from exporter.config import load_config
 from exporter.errors import ExporterError
 from exporter.ledger.clock import LedgerClock
@@ -99,7 +99,7 @@ def notifications() -> None:
 def list_(config_file: Path, output: str | None, **filters: str | None) -> None:
     """List notifications that are pending or given up."""
     with (
-        printed(output, tuple(Notification.model_fields), _TABLE) as write,
+        row_printer(output, tuple(Notification.model_fields), _TABLE) as write,
         _opened(config_file) as ledger,
     ):
         for page in ledger.pages(**filters):

@@ -85,7 +85,7 @@ def _csv(values: Iterable[object]) -> str:
 
 
 @contextmanager
-def printed(
+def row_printer(
     output: str | None,
     columns: Iterable[str],
     table: Sequence[str],

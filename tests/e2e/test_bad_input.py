@@ -108,9 +108,3 @@ def test_wrong_usage(option: str, tmp_path: Path) -> None:
     ended = CliRunner().invoke(command_line, [good(tmp_path), option])
     assert ended.exit_code == 2
     assert ended.output.splitlines()[-1].startswith("Error: ")
-
-
-async def test_wrong_usage_of_a_process(tmp_path: Path) -> None:
-    code, lines = await run(tmp_path, "run", "extra", "--config.file=x")
-    assert code == 2
-    assert lines[-1].startswith("Error: ")
