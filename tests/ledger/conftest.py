@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, make_url
 
+from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import metadata
 from exporter.ledger.store import Store
@@ -92,8 +93,13 @@ def database(url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
+def clock(machine: Machine) -> LedgerClock:
+    return LedgerClock(machine)
+
+
+@pytest.fixture
+def store(database: Database, clock: LedgerClock) -> Store:
+    return Store(database, clock)
 
 
 @pytest.fixture

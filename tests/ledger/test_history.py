@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from exporter.calls import CallbackOutcome, CallState, PollAgain
 from exporter.ledger.calls import prune_finished
-from exporter.ledger.clock import LedgerClock
-from exporter.ledger.engine import Database
 from exporter.ledger.history import (
     MAX_EVENTS,
     CallEvent,
@@ -23,11 +19,6 @@ from tests.ledger.test_ledger_store import ANSWERED, NOW, finish, new, observed,
 
 Shown = tuple[float, str, str, str | None]
 WATCHED = (0.0, "watched", "", None)
-
-
-@pytest.fixture
-def store(database: Database, machine: Machine) -> Store:
-    return Store(database, LedgerClock(machine))
 
 
 def change(store: Store, stored: StoredCall, state: CallState, after: float) -> None:

@@ -64,16 +64,6 @@ class Box:
 
 
 @pytest.fixture
-def clock(machine: Machine) -> LedgerClock:
-    return LedgerClock(machine)
-
-
-@pytest.fixture
-def store(database: Database, clock: LedgerClock) -> Store:
-    return Store(database, clock)
-
-
-@pytest.fixture
 def outbox(store: Store, clock: LedgerClock) -> Box:
     return Box(store, clock)
 

@@ -27,7 +27,6 @@ from exporter.ledger.calls import (
     prune_finished,
     recent_calls,
 )
-from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import Database
 from exporter.ledger.store import PAGE_SIZE, Store, StoreSettings
 from exporter.ledger.totals import TotalKey, TotalKind
@@ -254,10 +253,8 @@ def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> 
 
 @pytest.mark.parametrize("source", ["config", "file:a"])
 def test_what_loses_its_last_name_is_remembered_from_then_on(
-    database: Database, source: str
+    store: Store, machine: Machine, source: str
 ) -> None:
-    machine = Machine(NOW)
-    store = Store(database, LedgerClock(machine))
     named = [new(f"c{number}") for number in range(50)]
     finish(store, *store.watch(source, named, NOW).added)
     # A folder of the network is empty for a moment, long after they finished.
@@ -275,10 +272,8 @@ def test_what_loses_its_last_name_is_remembered_from_then_on(
 
 @pytest.mark.parametrize("retention", [1.0, 60.0, 3_600.0])
 def test_what_is_named_again_is_not_forgotten_however_short_the_retention(
-    database: Database, retention: float
+    store: Store, machine: Machine, retention: float
 ) -> None:
-    machine = Machine(NOW)
-    store = Store(database, LedgerClock(machine))
     store.configure(StoreSettings(retention=retention))
     called_back, *_ = stored = push(store, *map(new, ("called-back", "queried", "pushed", "old")))
     finish(store, *stored, after=0)
