@@ -122,21 +122,33 @@ def lookup(
     config = load_config(config_file)
     calls, problems = _read_calls(config, reference_ids, from_file, account, kind)
     asked, as_table = len(calls), not output_file and output in (None, "table")
+    results: list[LookupResult] = []
     with results_file(output_file) if output_file else nullcontext() as file:
         if file:
             calls = {name: call for name, call in calls.items() if name not in file.answered}
         else:
             click.echo(header(output, COLUMNS), nl=False)
 
-        def write(batch: Sequence[LookupResult]) -> None:
-            if file:
-                file.write(batch)
-            elif not as_table:
-                click.echo("".join(line(output, result) for result in batch), nl=False)
-
         # A progress bar would be drawn between the lines of results.
         bar = file or (from_file and (as_table or not sys.stdout.isatty()))
-        ended, results = _look_up(config, calls, rate, write, bar=bool(bar))
+        with progress_bar(shown=bool(bar)) as progress:
+            task = progress.add_task("calls", total=len(calls))
+
+            def write(batch: Sequence[LookupResult]) -> None:
+                if file:
+                    file.write(batch)
+                elif not as_table:
+                    click.echo("".join(line(output, result) for result in batch), nl=False)
+                results.extend(batch)
+                progress.advance(task, len(batch))
+
+            def report_pause(why: LookupResult, seconds: float) -> None:
+                reason = f"{why.account}: {why.outcome}: {why.message}"
+                progress.console.print(f"{reason}; continuing in {seconds:.0f} s")
+
+            connect = partial(EsmsClient, timeout=config.polling.timeout, tls=config.tls)
+            done = look_up(config.accounts, connect, calls, write, report_pause, rate)
+            ended = uvloop.run(done)
     if as_table:
         order = {name: number for number, name in enumerate(calls)}
         results.sort(key=lambda result: order[result.name])
@@ -184,37 +196,6 @@ def _read_calls(
     return calls, problems
 
 
-def _look_up(
-    config: Config,
-    calls: Calls,
-    rate: float,
-    write: Callable[[Sequence[LookupResult]], None],
-    *,
-    bar: bool,
-) -> tuple[bool, list[LookupResult]]:
-    """Look up calls; return whether all were looked up, and the results.
-
-    Progress and pauses are shown on standard error, with a bar on a terminal.
-    """
-    results: list[LookupResult] = []
-    progress = progress_bar(shown=bar)
-    task = progress.add_task("calls", total=len(calls))
-
-    def take(batch: Sequence[LookupResult]) -> None:
-        write(batch)
-        results.extend(batch)
-        progress.advance(task, len(batch))
-
-    def report_pause(why: LookupResult, seconds: float) -> None:
-        pause = f"{why.account}: {why.outcome}: {why.message}; continuing in {seconds:.0f} s"
-        progress.console.print(pause)
-
-    connect = partial(EsmsClient, timeout=config.polling.timeout, tls=config.tls)
-    with progress:
-        done = look_up(config.accounts, connect, calls, take, report_pause, rate)
-        return uvloop.run(done), results
-
-
 @contextmanager
 def results_file(path: Path) -> Iterator[ResultsFile]:
     """Open a resumable output file, or create it; raise `ResultsError` if it cannot be used."""
@@ -240,7 +221,6 @@ class ResultsFile:
     def __init__(self, path: Path, file: io.FileIO) -> None:
         self._file = file
         self._output = "csv" if path.suffix == ".csv" else "json"
-        self.answered: set[CallName] = set()
         first = header(self._output, COLUMNS)
         start = (first or '{"reference_id":').encode()
         file.seek(0)
@@ -248,17 +228,17 @@ class ResultsFile:
         if not (data.startswith(start) or start.startswith(data)):
             raise ResultsError(f"{path}: is not a results file of this version; use another file")
         complete = data[: data.rfind(b"\n") + 1]
+        answered: dict[CallName, bool] = {}
         for number, text in enumerate(complete.split(b"\n")[:-1], 1):
             if number == 1 and first:
                 continue
             try:
-                name, answered = self._parse(text)
+                name, good = self._parse(text)
+                answered[name] = good
             except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
                 message = f"{path}: is not a results file: line {number} is invalid"
                 raise ResultsError(message) from None
-            self.answered.discard(name)
-            if answered:
-                self.answered.add(name)
+        self.answered = {name for name in answered if answered[name]}
         file.truncate(len(complete))
         if not complete:
             self._append(first)
