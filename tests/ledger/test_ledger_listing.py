@@ -12,7 +12,13 @@ from sqlalchemy import Engine, event, text, update
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
 from exporter.ids import reference_id
-from exporter.ledger.calls import count_finished, find_call, finished_pages, list_calls
+from exporter.ledger.calls import (
+    count_finished,
+    find_call,
+    finished_pages,
+    list_calls,
+    recent_calls,
+)
 from exporter.ledger.engine import Database, open_database
 from exporter.ledger.schema import calls
 from exporter.ledger.store import Store
@@ -212,6 +218,15 @@ def test_finished_calls_are_read_by_the_index_of_their_ends(grown: Database) -> 
     else:
         assert "SEARCH calls USING INDEX calls_finished (finished_at>? AND finished_at<?)" in plan
         assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.parametrize("names", [None, ["main"], ["main", "b"]])
+def test_recent_calls_are_read_by_the_index_of_their_ends(
+    grown: Database, names: list[str] | None
+) -> None:
+    ran = statements(lambda: grown.run(recent_calls, NOW, names))
+    ((_, plan),) = explained(grown, ran)
+    assert "calls_finished" in plan
 
 
 def explained(database: Database, ran: Iterable[Statement]) -> Iterator[tuple[str, str]]:
