@@ -121,7 +121,8 @@ async def _follow(
         name = ReferenceId(f"c{row}")
         account.asked[name] = Asked(life)
         call = WatchedCall(row, name, virtual_time.EPOCH + life.placed)
-        poller.add(call, label_sets[row] if label_sets else 0)
+        call.label_set = label_sets[row] if label_sets else 0
+        poller.add([call])
         poller.wake()
         if way.called_back and chance.random() < CALLED_BACK and life.lives < GIVE_UP.give_up_after:
             loop.call_later(life.lives + CALLED_BACK_AFTER, poller.poll_now, row)

@@ -195,7 +195,7 @@ class _AccountLookup:
         now, poller = time.time(), self._poller
         for row, (asked, kind) in enumerate(calls):
             self._calls[asked, kind] = call = WATCHED[kind](row, asked, now)
-            poller.add(call)
+            poller.add([call])
         async with self._client:
             try:
                 poller.wake()

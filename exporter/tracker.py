@@ -17,7 +17,15 @@ import structlog
 
 from exporter.account import Account
 from exporter.call_totals import CallTotals
-from exporter.calls import WATCHED, CallbackOutcome, Finished, GiveUpPolicy, Status, verdict
+from exporter.calls import (
+    WATCHED,
+    CallbackOutcome,
+    Finished,
+    GiveUpPolicy,
+    Status,
+    WatchedCall,
+    verdict,
+)
 from exporter.esms.answers import Answer
 from exporter.ids import Kind, ReferenceId
 from exporter.ledger.calls import (
@@ -334,11 +342,15 @@ class CallTracker:
 
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
         """Poll calls of the ledger; calls that are not new are polled within `within` seconds."""
+        by_account = defaultdict[str, list[WatchedCall]](list)
         for account, labels, call in added:
-            if known := self._accounts.get(account):
+            if account in self._accounts:
                 self.totals.start(account, labels, call.kind)
-                known.poller.add(call, labels, within)
-                self._unfrozen += 1
+                call.label_set = labels
+                by_account[account].append(call)
+        for account, calls in by_account.items():
+            self._accounts[account].poller.add(calls, within)
+            self._unfrozen += len(calls)
         for known in self._accounts.values():
             known.poller.wake()
         if self._unfrozen >= _FREEZE_EVERY:

@@ -318,7 +318,7 @@ class Canaries:
         account = self._accounts.get(run.account)
         if account and not self._stopping:
             if call.id not in account.poller.calls:
-                account.poller.add(call)
+                account.poller.add([call])
                 account.poller.wake()
             if now >= run.deadline_at and run.id not in self._overdue:
                 self._overdue[run.id] = self._loop.time()

@@ -118,6 +118,8 @@ _ACCEPTED: Final = CallbackOutcome.ACCEPTED.value
 _TEXT: Final = {
     member: member.value for kind in (CallState, Result, Status, Key) for member in kind
 }
+# Calling an enumeration is slow, too.
+_STATES: Final = {state.value: state for state in CallState}
 
 # Reading calls and totals.
 
@@ -352,7 +354,7 @@ class Store:
                     row,
                     text,
                     times.setdefault(watched, watched),
-                    CallState(state),
+                    _STATES[state],
                     self._seconds.setdefault(since, times.setdefault(since, since)),
                 ),
             )

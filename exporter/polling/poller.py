@@ -105,28 +105,30 @@ class Poller:
 
     # Calls.
 
-    def add(self, call: WatchedCall, label_set: int = 0, max_wait: float = math.inf) -> None:
-        """Start polling a call within `max_wait` seconds.
+    def add(self, calls: Iterable[WatchedCall], max_wait: float = math.inf) -> None:
+        """Start polling calls within `max_wait` seconds.
 
         Poll a new call at once or, with adaptive intervals, when it has probably ended. Poll others
-        at a random time within their interval. Label sets, given by row, share the rate evenly.
+        at a random time within their interval. Label sets share the rate evenly.
         """
-        if call.id in self.calls:
-            return
-        call.label_set = label_set
-        self.calls[call.id] = call
-        self.breaker.added(self._machine_clock())
-        self.stats.polls_of(call.kind)  # expose zeros before the first message is polled
-        self.stats.open[call.kind][call.state] += 1
-        now = self._loop.time()
-        wait = self._first_wait(call, now)
-        if self._wheel.ready > self._config.rate_limit * self._polling.interval:
-            # Overloaded: an immediate poll would find no result, and delay those of ended calls.
-            wait = max(wait, self._next_wait(call, self._clock()))
-        if wait > max_wait:
-            wait = max_wait * _chance()
+        # Read the clocks once: reading them takes as long as all else here.
+        now, wall, machine_wall = self._loop.time(), self._clock(), self._machine_clock()
         self._wheel.advance(now)
-        self._wheel.add(call, now + wait)
+        for call in calls:
+            if call.id in self.calls:
+                continue
+            self.calls[call.id] = call
+            self.breaker.added(machine_wall)
+            self.stats.polls_of(call.kind)  # expose zeros before the first message is polled
+            self.stats.open[call.kind][call.state] += 1
+            wait = self._first_wait(call, now, wall)
+            if self._wheel.ready > self._config.rate_limit * self._polling.interval:
+                # Overloaded: an immediate poll would find no result, and delay those of ended
+                # calls.
+                wait = max(wait, self._next_wait(call, wall))
+            if wait > max_wait:
+                wait = max_wait * _chance()
+            self._wheel.add(call, now + wait)
 
     def poll_now(self, call_id: int) -> None:
         """Poll a call before others of its label set; poll it again if a poll is in flight."""
@@ -472,14 +474,14 @@ class Poller:
                 self._wheel.discard(call)
                 self._observe(call, EXPIRED, wall)
 
-    def _first_wait(self, call: WatchedCall, now: float) -> float:
+    def _first_wait(self, call: WatchedCall, now: float, wall: float) -> float:
         if call.state is not CallState.NEW:
-            return self._next_wait(call, self._clock()) * _chance()
+            return self._next_wait(call, wall) * _chance()
         silence, self._last_added = now - self._last_added, now
         # Poll the first call after a silence at once, to see whether the account can be polled.
         if silence >= self._polling.max_interval:
             return 0.0
-        age = max(0.0, self._clock() - call.first_watched)
+        age = max(0.0, wall - call.first_watched)
         return self.intervals[call.kind].first(age, _chance())
 
     def _next_wait(self, call: WatchedCall, wall: float) -> float:

@@ -130,8 +130,10 @@ class Scene:
         for name in names:
             self.placed[name] = now()
             row = len(self.placed)
-            call = WATCHED[kind](row, ReferenceId(name), watched, state, watched)
-            self.poller.add(call, label_set)
+            call = WATCHED[kind](
+                row, ReferenceId(name), watched, state, watched, label_set=label_set
+            )
+            self.poller.add([call])
         self.poller.wake()
 
     async def until(self, condition: Callable[[], bool]) -> float:

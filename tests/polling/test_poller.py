@@ -144,7 +144,7 @@ async def test_watching_twice_is_watching_once(scene: Scene) -> None:
     scene.hold = asyncio.Event()
     scene.watch("a")
     (call,) = scene.poller.calls.values()
-    scene.poller.add(WatchedCall(call.id, call.reference_id, 0.0))
+    scene.poller.add([WatchedCall(call.id, call.reference_id, 0.0)])
     assert list(scene.poller.calls.values()) == [call]
     assert scene.stats.open[Kind.CALL][CallState.NEW] == 1
     scene.poller.update_oldest_open()
