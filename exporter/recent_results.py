@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
 from exporter.calls import Result, Status
@@ -94,7 +95,8 @@ class RecentResults:
     """Collects the recent results of accounts."""
 
     def __init__(self, midnight: Callable[[float], float] = local_midnight) -> None:
-        self._midnight = midnight
+        # By minute: the look-up of the zone takes longer than the rest of `add`.
+        self._midnight = lru_cache(midnight)
         self._histories: dict[str, _History] = {}
 
     def needed_since(self, now: float) -> float:
@@ -118,10 +120,11 @@ class RecentResults:
             return
         if call.result is not Result.SUCCESS:
             history.failures.append(call)
-        day = _counter(history.days, self._midnight(call.finished_at), 2)
+        number = int(call.finished_at // 60)
+        day = _counter(history.days, self._midnight(number * 60), 2)
         is_message = call.kind is Kind.MESSAGE
         day[call.result, None if is_message else call.status] += 1
-        minute = _counter(history.minutes, int(call.finished_at // 60), 2 * MINUTES)
+        minute = _counter(history.minutes, number, 2 * MINUTES)
         minute[call.result.value] += 1
         minute["messages"] += is_message
         minute["answered"] += call.status is Status.ANSWERED
