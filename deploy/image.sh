@@ -11,7 +11,8 @@ rm -rf "$stdlib/site-packages" "$stdlib/test" "$stdlib/idlelib" "$stdlib/tkinter
   "$stdlib/turtledemo" "$stdlib/ensurepip" "$stdlib/pydoc_data" "$stdlib"/config-*
 find "$exporter" -type f \
   \( -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' \) -delete
-# Not by time, so that the image is reproducible. All files, because pip has already imported some.
+# Not by time, so that the image is reproducible. `-f` also replaces files that Python compiled by
+# time when pip ran.
 "$python" -m compileall -q -f --invalidation-mode unchecked-hash "$stdlib" "$exporter"
 
 mkdir -p "$root/var/lib/dpkg/status.d" "$root/usr/local/bin"

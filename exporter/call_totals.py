@@ -229,11 +229,12 @@ class CallTotals:
         """Return the totals of an account's messages; None for an account without messages."""
         if account not in self._message_delays:
             return None
-        counts = _merged(self._sets[account].values()).counts
-        delivered, failed = (
-            int(counts[TotalKind.MESSAGES][result,]) for result in (Result.SUCCESS, Result.FAILURE)
+        sets = self._sets[account].values()
+        return MessageTotals(
+            int(sum(one.counts[TotalKind.MESSAGES][Result.SUCCESS,] for one in sets)),
+            int(sum(one.counts[TotalKind.MESSAGES][Result.FAILURE,] for one in sets)),
+            sum(one.counts[TotalKind.MESSAGE_PRICE][()] for one in sets),
         )
-        return MessageTotals(delivered, failed, counts[TotalKind.MESSAGE_PRICE][()])
 
     def _values(self, row: int | None) -> tuple[str, ...]:
         labels = self._labels.get(row, {}) if row is not None else {}

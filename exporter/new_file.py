@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from exporter.errors import ExporterError
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield an empty file to write, which only its owner can read, and rename it to `path`.
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield an empty file to write, which only its owner can read.
 
-    If the block fails, no file is left behind.
+    At the end of the block, sync it and rename it to `path`; if the block fails, remove it.
 
     Raises:
         ExporterError: the file exists already, or cannot be written.
@@ -24,9 +25,10 @@ def new_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         unfinished.unlink(missing_ok=True)
-        unfinished.touch(0o600, exist_ok=False)
-        yield unfinished
-        with unfinished.open("rb") as file:
+        # Written without opening it again: its name may lead elsewhere by then.
+        with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)
     except OSError as error:

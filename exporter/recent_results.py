@@ -95,7 +95,7 @@ class RecentResults:
     """Collects the recent results of accounts."""
 
     def __init__(self, midnight: Callable[[float], float] = local_midnight) -> None:
-        # By minute: the look-up of the zone takes longer than the rest of `add`.
+        # Cached for each minute: looking up the time zone takes longer than the rest.
         self._midnight = lru_cache(midnight)
         self._histories: dict[str, _History] = {}
 

@@ -127,4 +127,5 @@ class DetachedThreads:
         await asyncio.wait([done], timeout=self._timeout)
         if not done.done():
             raise SourceError(no_answer)
+        self._running.discard(key)  # `returned` may not have run yet
         return done.result()

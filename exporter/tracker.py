@@ -224,7 +224,7 @@ class CallTracker:
     ) -> CallbackOutcome:
         """Finish a call if the answer contains its result; return once that is durable.
 
-        `price` is that of a finished call, in VND, if the answer names none.
+        `price`, in VND, is stored if the answer finishes the call and contains no price.
 
         Returns:
             `accepted`; `repeated` if the call had finished before; `hint` if the answer does not

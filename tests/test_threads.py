@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from functools import partial
 
 import pytest
+import uvloop
 
 from exporter.errors import SourceError
-from exporter.threads import THREADS, SerialThread, ready_threads
+from exporter.threads import THREADS, DetachedThreads, SerialThread, ready_threads
 from tests.waiting import DEADLINE
 
 
@@ -99,3 +101,18 @@ async def test_a_machine_without_threads_is_told_to_who_waits(
         gc.collect()
     assert await worker.submit(lambda: 1) == 1
     worker.close()
+
+
+def test_work_that_ends_as_its_time_is_over_leaves_its_key_free() -> None:
+    async def hangs() -> bool:
+        threads = DetachedThreads(0.05)
+        await threads.run("key", lambda: time.sleep(0.01))
+        return threads.hangs("key")
+
+    async def run() -> bool:
+        running = asyncio.create_task(hangs())
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251 - the loop learns both at once
+        return await running
+
+    assert not uvloop.run(run())

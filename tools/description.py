@@ -16,7 +16,7 @@ class DescriptionHook(MetadataHookInterface):
         """Set `readme`."""
         home = metadata["urls"]["Homepage"]
         text = (Path(self.root) / "README.md").read_text()
-        # The page of a picture is not the picture.
+        # Without `?raw=true`, the link leads to a page that shows the picture.
         text = re.sub(r"(!\[[^]]*\]\()(?!\w+:)([^)]+)", rf"\g<1>{home}/\2?raw=true", text)
         text = re.sub(r"(?<=\]\()(?!\w+:)", f"{home}/", text)
         metadata["readme"] = {"content-type": "text/markdown", "text": text}

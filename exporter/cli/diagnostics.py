@@ -119,8 +119,8 @@ def diagnostics(
     if target == "-":
         sys.stdout.buffer.write(data)
     else:
-        with new_file(Path(target)) as unfinished:
-            unfinished.write_bytes(data)
+        with new_file(Path(target)) as file:
+            file.write(data)
     click.echo(f"{target}: {' '.join(found)}", err=target == "-")
 
 

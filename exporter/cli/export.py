@@ -182,7 +182,7 @@ def _writer(path: Path | None) -> Iterator[Callable[[bytes], object]]:
         yield partial(click.echo, nl=False)
         return
     # It holds ids and labels, as the ledger does.
-    with new_file(path) as unfinished, unfinished.open("wb") as file:
+    with new_file(path) as file:
         yield file.write
 
 

@@ -112,7 +112,7 @@ def stat_file(path: str | Path) -> FileStat | None:
 
 @dataclass(slots=True)
 class NamedFiles:
-    """The files that a configuration names, also unreadable ones."""
+    """The files that a configuration names, including unreadable ones."""
 
     stats: dict[Path, FileStat | None] = field(default_factory=dict)  # before they were read
     exposed: set[Path] = field(default_factory=set)  # secrets that every user can read
@@ -161,7 +161,7 @@ def system_tls(files: NamedFiles) -> ssl.SSLContext:
 
 
 def ascii_pem(pem: str) -> str:
-    """Return PEM text as `ssl` accepts it: comments outside of the certificates may be any text."""
+    """Return PEM text in ASCII, as `ssl` requires; in comments, other characters become `?`."""
     return pem.encode("ascii", "replace").decode()
 
 

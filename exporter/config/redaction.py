@@ -108,7 +108,10 @@ def _is_harmless(value: Value) -> bool:
 
 
 def _types(annotation: Any) -> Iterator[type]:  # Any: a type, or a part of one
-    """Yield the types of the values of a key, such as those of the items of a list."""
+    """Yield the types of the values of a key, such as those of the items of a list.
+
+    Words of a fixed set count as an `Enum`.
+    """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         yield Enum

@@ -62,7 +62,7 @@ class Entity(NamedTuple):
         key: identifies it among the entities of the device.
         options: options of the platform, as the documentation of the MQTT integration has them.
         value: the state of a sensor; True, False or None for a binary sensor.
-        attributes: its attributes, if it has some.
+        attributes: its attributes, if it has any.
         enabled: whether Home Assistant enables it when it is new.
         topic: the topic of presses or events, below that of the device.
     """

@@ -129,12 +129,12 @@ def read_page(
     limit: int,
     examined: int,
 ) -> Page[Row[Any]]:
-    """Return a page of up to `limit` records after a row, which is the first column of all queries.
+    """Return a page of up to `limit` records whose row is greater than `after`.
 
-    A scope is a part of the listing that an index has in the order of rows: all of its rows, and
-    the wanted records among them. The page is merged from all scopes. It reads at most `examined`
-    rows; if few of them match the filters, it holds few records or none, although more pages
-    follow.
+    The row is the first column of every query. A scope is a part of the listing that an index has
+    in the order of rows; its two queries are all of its rows, and the wanted records. The page is
+    merged from all scopes. It reads at most `examined` rows; if few of them match the filters, it
+    holds few records or none, although more pages follow.
     """
     # The last row to read: where the first scope has reached its share of `examined`.
     ends = list[int]()
@@ -275,7 +275,7 @@ def recent_calls(
     """Return the newest `limit` calls of accounts that have finished since a Unix time."""
     query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(limit)
     if names is not None:
-        # Written so that no engine reads all calls of the accounts: most of them may be open.
+        # `+ 0` prevents the use of the index by account, which would read all open calls.
         wanted = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
         query = query.where((calls.c.account_id + 0).in_(wanted))
     found = [*_finished(connection, query).values()][::-1]

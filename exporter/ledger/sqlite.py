@@ -357,9 +357,9 @@ def back_up(url: str, target: Path) -> int:
             raise LedgerError(f"{target}{suffix}: exists already; name another file")
     with (
         open_reader(url, any_revision=True) as source,
-        new_file(target) as unfinished,
+        new_file(target) as file,
         source.read(math.inf) as connection,
-        closing(sqlite3.connect(unfinished)) as copy,
+        closing(sqlite3.connect(file.name)) as copy,  # SQLite needs a name
     ):
         _driver(connection).backup(copy)
         # Without a -wal, the copy is one file, also readable on a read-only file system.

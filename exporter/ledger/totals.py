@@ -78,7 +78,7 @@ def additions(
     price: float | None = None,
     kind: Kind = Kind.CALL,
 ) -> Iterator[tuple[TotalKey, float, float | None]]:
-    """Yield the totals that a call or message changes that has just finished, and the increments.
+    """Yield the totals that a finished call or message changes, and their increments.
 
     Each comes with the value that an exemplar shows: the seconds that a bucket counts, or the
     increment of a counter; None for totals without exemplars. `labels` is the row of the label set,

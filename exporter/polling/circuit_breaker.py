@@ -121,7 +121,7 @@ class CircuitBreaker:
         self._throttled: set[int] = set()  # calls whose last poll was throttled
         self._recovered: dict[int, float] = {}  # when throttled calls had good answers
         self._suspects: list[int] = []  # calls that began to fail since the last good answer
-        self._request_failed = False  # the last request other than a poll
+        self._request_failed = False  # whether the last request other than a poll failed
         self._close()
 
     def _close(self) -> None:

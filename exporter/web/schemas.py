@@ -122,7 +122,7 @@ class ListQuery(_Request):
     """The filters and the position of a listing; all are optional."""
 
     account: KnownAccount = ""
-    """Only calls of this account, or their notifications."""
+    """Only calls, or notifications of calls, of this account."""
 
     after: Annotated[int, Field(ge=0, le=10**18 - 1, strict=False)] = 0
     """Where to continue: `next` of the previous page."""

@@ -1,0 +1,43 @@
+"""Files that appear when they are complete."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import ExporterError
+from exporter.new_file import new_file
+
+
+def test_it_appears_complete_and_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with new_file(path) as file:
+        file.write(b"content")
+        assert not path.exists()
+    assert path.read_bytes() == b"content"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(ExporterError, match="exists already"), new_file(path):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "file") as file:
+        file.write(b"%d" % (1 // 0))
+    missing = new_file(tmp_path / "missing" / "file")
+    with pytest.raises(ExporterError, match=r"cannot be written \(No such file"), missing:
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_takes_its_place_leads_nowhere(tmp_path: Path) -> None:
+    """Another user may be able to write to the folder."""
+    other, unfinished = tmp_path / "other", tmp_path / "file.unfinished"
+    other.write_text("precious")
+    with new_file(tmp_path / "file") as file:
+        unfinished.unlink()
+        unfinished.symlink_to(other)
+        file.write(b"content")
+    assert other.read_text() == "precious"
