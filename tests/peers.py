@@ -50,7 +50,7 @@ async def peer(
 ) -> AsyncIterator[int]:
     """Run a server on loopback; yields its port."""
 
-    serving: set[asyncio.Task[None]] = set()
+    serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, EOFError, asyncio.CancelledError):
@@ -58,8 +58,7 @@ async def peer(
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(guarded(reader, writer))
-        serving.add(task)
-        # Also of a task that is cancelled before it begins.
+        serving[task] = writer
         task.add_done_callback(lambda _: writer.close())
 
     server = await asyncio.start_server(accept, *at, ssl=tls)
@@ -70,6 +69,8 @@ async def peer(
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
+        for writer in serving.values():
+            writer.transport.abort()  # also with data that nobody reads
 
 
 def server_tls(issuer: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:

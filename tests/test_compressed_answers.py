@@ -21,6 +21,7 @@ from exporter.notify.webhook import WebhookClient
 from exporter.secrets import Secret
 from tests.inflating import compressed, counting_inflated
 from tests.notify.receiver import SECRET
+from tests.peers import peer
 
 ENDLESS = 1 << 30
 
@@ -101,13 +102,10 @@ async def test_nothing_is_unpacked_and_little_is_read(
                 taken += len(piece)
         except ConnectionError:
             pass
-        finally:
-            writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
     with counting_inflated() as inflated:
-        async with server:
-            await ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with peer(answer) as port:
+            await ask(f"http://127.0.0.1:{port}")
     assert accepted
     assert b"accept-encoding: identity" in accepted[0].lower()
     assert inflated.count == 0

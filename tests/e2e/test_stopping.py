@@ -11,6 +11,7 @@ import pytest
 
 from exporter.simulator import Fault, FaultKind, Plan, Simulator
 from tests.e2e.processes import Exporter, configure, listed
+from tests.peers import peer
 from tests.waiting import deadline, until
 
 HANG, SLOW = Fault(FaultKind.HANG), Fault(FaultKind.LATENCY, seconds=0.1)
@@ -94,14 +95,12 @@ async def test_a_thread_that_hangs_is_not_waited_for(tmp_path: Path, simulator: 
 async def test_a_start_that_hangs_can_be_stopped(tmp_path: Path) -> None:
     connected = asyncio.Event()
 
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         connected.set()
         while await reader.read(65536):
             pass
-        writer.close()
 
-    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with peer(hang) as port:
         ledger = {"url": f"postgresql://u:p@127.0.0.1:{port}/d"}
         config = configure(tmp_path, "http://127.0.0.1:9", ledger=ledger)
         async with Exporter(config) as exporter:

@@ -25,6 +25,7 @@ from exporter.web.web_config import load_web_config
 from tests import subprocesses
 from tests.e2e.commands import contents
 from tests.e2e.processes import Process, configure
+from tests.peers import peer, response, says
 from tests.ports import free_port
 from tests.programs import program, unavailable
 from tests.web.bench import TLS
@@ -88,13 +89,7 @@ async def test_every_listener_is_known(
 
 
 async def test_something_else_that_answers_is_no_exporter() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with peer(says(response(b""))) as port:
         ended = await health(f"--web.listen-address=127.0.0.1:{port}")
     assert str(ended.exception) == f"127.0.0.1:{port}: another program responds at this address"
 
