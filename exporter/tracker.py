@@ -292,9 +292,9 @@ class CallTracker:
 
         Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
-        me, accounts = self.ledger.store.exporter or "", list(self._accounts)
+        me, held = self.ledger.store.exporter or "", dict(self.ledger.store.epochs)
         handled = self._handled_notices  # deleted before others are read
-        found = await self.ledger.execute(claim_and_read_notices, me, accounts, handled)
+        found = await self.ledger.execute(claim_and_read_notices, me, held, handled)
         if labels := {call.labels for call in found.claimed}:
             self.totals.learn(await self.ledger.execute(label_sets_of, labels))
         self.poll(found.claimed, within)

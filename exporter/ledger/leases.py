@@ -11,7 +11,7 @@ changes that other exporters make to its calls.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, TextClause, text
@@ -34,12 +34,17 @@ _CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8"
 _NAMES: Final = "(SELECT json_array_elements_text(CAST(:names AS json)))"
 _ROWS: Final = "(SELECT (value #>> '{}')::bigint FROM json_array_elements(CAST(:rows AS json)))"
 _MINE: Final = "l.holder = :exporter AND a.name IN {names}"
+_HELD: Final = (
+    "l.holder = :exporter AND (a.name, l.epoch) IN (SELECT value ->> 0, (value ->> 1)::bigint "
+    "FROM json_array_elements(CAST(:held AS json)))"
+)
 
 
 def _sql(statement: str) -> TextClause:
     """Return a statement with its placeholders, such as `{clock}`, expanded."""
     return text(
         statement.replace("{mine}", _MINE)
+        .replace("{held}", _HELD)
         .replace("{clock}", _CLOCK)
         .replace("{names}", _NAMES)
         .replace("{rows}", _ROWS)
@@ -110,7 +115,7 @@ _CLAIM: Final = _sql(
             AND canary_run_id IS NULL
             LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
         ) AS c
-        WHERE {mine} LIMIT :limit
+        WHERE {held} LIMIT :limit
     )
     UPDATE calls c SET epoch = chosen.epoch FROM chosen WHERE c.id = chosen.id
     RETURNING
@@ -126,7 +131,7 @@ _ACKNOWLEDGE: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
 _READ_NOTICES: Final = _sql(
     "SELECT n.id, a.name, n.call_id, n.notice FROM notices n "
     "JOIN leases l USING (account_id) JOIN accounts a ON a.id = n.account_id "
-    "WHERE {mine} ORDER BY n.id LIMIT :limit"
+    "WHERE {held} ORDER BY n.id LIMIT :limit"
 )
 
 
@@ -229,14 +234,16 @@ def release_leases(connection: Connection, exporter: str) -> None:
 
 
 def claim_and_read_notices(
-    connection: Connection, exporter: str, names: Collection[str], acknowledged: Sequence[int]
+    connection: Connection, exporter: str, held: Mapping[str, int], acknowledged: Sequence[int]
 ) -> PeerChanges:
     """Claim up to `BATCH_SIZE` open calls of accounts, and read the notices about them.
 
-    Accounts whose lease the exporter does not hold are ignored. `acknowledged` are ids of handled
-    notices, which are deleted.
+    `held` are the epochs of the leases by account. Accounts whose lease the exporter does not hold
+    are ignored, and those whose lease it has taken again: it does not poll them yet, so their calls
+    would be claimed without being polled. `acknowledged` are ids of handled notices, which are
+    deleted.
     """
-    parameters = {"exporter": exporter, "names": to_json_rows(names)}
+    parameters = {"exporter": exporter, "held": to_json_rows(held.items())}
     connection.execute(_BY_INDEX)
     claimed = [
         StoredCall(

@@ -293,6 +293,7 @@ class Store:
     need this state are functions of a connection, to run with `Database.run`.
 
     Attributes:
+        epochs: of the held leases on the polled accounts.
         exporter: the id of this process; None if the ledger is not shared.
         settings: the current settings.
     """
@@ -301,7 +302,7 @@ class Store:
         self.database = database
         self._clock = clock or LedgerClock()
         self.outbox = Outbox(self._clock)
-        self._epochs: dict[str, int] = {}
+        self.epochs: dict[str, int] = {}
         self.exporter = uuid.uuid4().hex if database.shared else None
         self._seconds: dict[float, float] = {}
         self.settings = StoreSettings()
@@ -315,9 +316,9 @@ class Store:
     def set_epoch(self, account: str, epoch: int | None) -> None:
         """Set the epoch of the held lease on an account; None once the lease is lost."""
         if epoch is None:
-            self._epochs.pop(account, None)
+            self.epochs.pop(account, None)
         else:
-            self._epochs[account] = epoch
+            self.epochs[account] = epoch
 
     # Reading calls and totals.
 
@@ -501,7 +502,7 @@ class Store:
         return call.kind or self.settings.kinds.get(call.account, Kind.CALL)
 
     def _epoch(self, account: str) -> int:
-        return self._epochs.get(account, 0)
+        return self.epochs.get(account, 0)
 
     def _push(self, connection: Connection, rows: Collection[int], now: float) -> None:
         """Record that existing calls were pushed again."""

@@ -56,7 +56,7 @@ class Exporter:
         self.run(leases.release_leases)
 
     def look(self) -> PeerChanges:
-        look = self.run(leases.claim_and_read_notices, ACCOUNTS, self.heard)
+        look = self.run(leases.claim_and_read_notices, self.store.epochs, self.heard)
         self.heard = [notice.id for notice in look.notices]
         return look
 
@@ -131,6 +131,18 @@ def test_open_calls_are_claimed_once_in_each_epoch(pair: tuple[Exporter, Exporte
     assert (a.claimed(), b.claimed()) == ([], [])
 
 
+def test_calls_are_not_claimed_for_a_lease_that_was_taken_again(
+    pair: tuple[Exporter, Exporter],
+) -> None:
+    """An exporter that stood still longer than its lease does not poll the account yet."""
+    a, _ = pair
+    before = a.take()
+    a.store.watch("file", [new("a")], NOW)
+    a.take("main")
+    assert a.run(leases.claim_and_read_notices, before, []).claimed == []
+    assert a.claimed() == ["a"]
+
+
 def test_many_calls_are_claimed_in_batches(pair: tuple[Exporter, Exporter]) -> None:
     a, b = pair
     for account in ACCOUNTS:
@@ -159,7 +171,7 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
         ("main", row["hinted"], POLL_NOW),
         ("main", named.call.id, FORGET),
     ]
-    again = a.run(leases.claim_and_read_notices, ACCOUNTS, [])  # nothing was acknowledged
+    again = a.run(leases.claim_and_read_notices, a.store.epochs, [])  # nothing was acknowledged
     assert again.notices[0][1:] == told[0]
     assert a.notices() == told
     assert a.notices() == []
