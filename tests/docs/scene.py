@@ -230,10 +230,11 @@ class Scene:
         """Wait for the states that pages show: those of calls that were polled."""
         new = re.compile(r'^esms_calls_watched{.*state="new"} (?!0\.0$)', re.MULTILINE)
         async with deadline(), aiohttp.ClientSession() as http:
-            found = True
-            while found:
+            while True:
                 async with http.get(f"http://127.0.0.1:{self.ports[10375]}/metrics") as answer:
-                    found = bool(new.search(await answer.text()))
+                    if not new.search(await answer.text()):
+                        return
+                await asyncio.sleep(0.05)
 
     async def _spawn(self, text: str, more: Mapping[str, str]) -> asyncio.subprocess.Process:
         state = shlex.quote(str(self._state))
