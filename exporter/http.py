@@ -106,7 +106,7 @@ class HttpClient:
         # aiohttp, is a tenth of the cost of a request.
         self._deadlines: dict[asyncio.Task[object], float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._replaced: set[asyncio.Task[None]] = set()
+        self._replaced: dict[asyncio.Task[None], aiohttp.ClientSession] = {}
         self._opened_at = self._expires_at = 0.0
         self._renew_session()
 
@@ -128,8 +128,8 @@ class HttpClient:
         """
         if self._loop.time() >= self._expires_at:
             task = self._loop.create_task(self._close_later(self._session))
-            self._replaced.add(task)
-            task.add_done_callback(self._replaced.discard)
+            self._replaced[task] = self._session
+            task.add_done_callback(self._replaced.pop)
             self._renew_session()
         return await self._send(self._session, max_body, method, url, **options)
 
@@ -164,7 +164,9 @@ class HttpClient:
             self._timer.cancel()
         for task in self._replaced:
             task.cancel()
-        await asyncio.gather(self._session.close(), *self._replaced, return_exceptions=True)
+        # A task that is cancelled before its first step would leave its session open.
+        sessions = self._session, *self._replaced.values()
+        await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -240,10 +242,8 @@ class HttpClient:
         self._expires_at = self._opened_at + self._max_ages[0]
 
     async def _close_later(self, session: aiohttp.ClientSession) -> None:
-        try:
-            await asyncio.sleep(self._timeout + 1)  # until its requests have ended
-        finally:
-            await session.close()
+        await asyncio.sleep(self._timeout + 1)  # until its requests have ended
+        await session.close()
 
 
 async def _no_retry(

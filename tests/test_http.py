@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
 import ssl
@@ -329,3 +330,15 @@ async def test_a_name_that_moves_is_followed(
             assert not asked
             assert (await http.request("GET", to)).body == GOOD
         assert len(asked) == 1
+
+
+async def test_connections_that_were_just_replaced_are_closed_at_the_end() -> None:
+    async with peer(says(response(GOOD), close=False)) as port:
+        http = client(max_ages=(0.0, 0.0))
+        await http.request("GET", url(port))
+        request = asyncio.create_task(http.request("GET", url(port)))
+        await asyncio.sleep(0)  # replaces the session, whose task has not started
+        await http.close()
+        await asyncio.gather(request, return_exceptions=True)
+    del http, request
+    gc.collect()  # the warning about an open session fails the test
