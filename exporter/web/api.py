@@ -232,9 +232,9 @@ class Api:
         if await self._app.notify.retry(record.id):
             return web.Response(status=204)
         await self._find_notification(scope, request)  # raises 404 if it was delivered now
-        raise ProblemError(
-            409, "the target is not configured, or the notification is being sent now"
-        )
+        if record.target not in (target.name for target in self._app.notify.statuses):
+            raise ProblemError(409, "the target is not configured")
+        raise ProblemError(409, "the notification is being sent now")
 
     async def _drop(self, scope: Scope, request: web.Request) -> web.Response:
         record, ledger = await self._find_notification(scope, request), self._app.ledger

@@ -282,6 +282,8 @@ async def test_notifications_by_hand(bench: Bench) -> None:
             assert (await bench.ask("POST", f"{path}/retry", token=token))[0] == status
             if status == 404:
                 assert (await bench.ask("DELETE", path, token=token))[0] == 404
+        _, problem = await bench.ask("POST", "/notifications/3/retry")
+        assert problem["detail"] == "the target is not configured"
         assert await bench.ask("POST", "/notifications/1/retry") == (204, None)
         await until(lambda: receiver.calls == ["a"])
         async with deadline():
@@ -302,8 +304,12 @@ async def test_notifications_by_hand(bench: Bench) -> None:
         await bench.push("e")
         await until(lambda: receiver.calls == ["a", "e"])
         (row,) = await ids("&state=pending")
-        assert (await bench.ask("POST", f"/notifications/{row}/retry"))[0] == 409
-        assert (await bench.ask("DELETE", f"/notifications/{row}"))[0] == 409
+        for method, path in (
+            ("POST", f"/notifications/{row}/retry"),
+            ("DELETE", f"/notifications/{row}"),
+        ):
+            status, problem = await bench.ask(method, path)
+            assert (status, problem["detail"]) == (409, "the notification is being sent now")
         hanging.set()
 
 
