@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -109,15 +110,22 @@ def _fields(call: ast.Call, assigned: dict[str, list[ast.expr]]) -> Iterator[str
 
 
 def _section(level: str, found: list[Event]) -> str:
+    by_name = defaultdict[str, list[Event]](list)
+    for event in found:
+        if event.level == level:
+            by_name[event.name].append(event)
     rows = (
         (
-            code(event.name),
-            MEANINGS[event.name],
-            " ".join(map(code, event.fields)),
-            code(event.module),
+            code(name),
+            MEANINGS[name],
+            _codes(field for event in same for field in event.fields),
+            _codes(event.module for event in same),
         )
-        for event in sorted(found, key=lambda event: event.name.lower())
-        if event.level == level
+        for name, same in sorted(by_name.items(), key=lambda item: item[0].lower())
     )
     head = ("event", "meaning, and what to do", "fields", "module")
     return f"\n## {level.capitalize()}\n\n{table(head, rows)}"
+
+
+def _codes(names: Iterable[str]) -> str:
+    return " ".join(map(code, dict.fromkeys(names)))
