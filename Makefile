@@ -13,7 +13,7 @@ run: $(VENV)/.run
 	else exec $(BIN)/python -m exporter demo; fi
 
 # More workers than cores: most of the time is waiting. They share the bytecode of what they import.
-WORKERS ?= 6
+WORKERS ?= 8
 test coverage: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
