@@ -83,8 +83,9 @@ class TargetBreaker:
         if self._trial == event:
             self._trial = None
 
-    def succeeded(self, now: float) -> bool:
-        """Record a success; return whether it ends a pause."""
+    def succeeded(self, event: int, now: float) -> bool:
+        """Record a success of an event; return whether it ends a pause."""
+        self.released(event)
         self._succeeded_at = now
         if now < self._throttled_until:
             return False  # sent before the target asked for the pause

@@ -429,7 +429,7 @@ class TargetWorker:
             if self._failed_retries >= _FAILED_RETRIES:
                 self._retry_at = now
             self._failed_retries = 0
-            if self._breaker.succeeded(now):
+            if self._breaker.succeeded(one.id, now):
                 _log.info("target resumed", target=self._name)
             return
         if one.retry:

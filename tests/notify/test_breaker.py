@@ -20,7 +20,7 @@ def after(steps: str, pause: float = 0.0) -> tuple[TargetBreaker, float]:
         now += 0.1 + pause
         breaker.sent(ord(step), now)
         if step == ".":
-            breaker.succeeded(now)
+            breaker.succeeded(ord(step), now)
         else:
             breaker.failed(ord(step), 100.0 if step.isupper() else None, now, now)
     return breaker, now
@@ -69,7 +69,7 @@ def test_each_pause_is_twice_as_long_up_to_a_minute() -> None:
         assert not breaker.on_trial
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert breaker.wait(now) == 60
-    assert breaker.succeeded(now)
+    assert breaker.succeeded(event, now)
     assert breaker.state(now) is State.CLOSED
 
 
@@ -80,13 +80,26 @@ def test_what_was_under_way_when_a_pause_began_does_not_make_it_longer() -> None
 
 def test_a_confirmed_pause_is_kept() -> None:
     breaker, now = after("AB")
-    assert not breaker.succeeded(now + 1)  # it was under way
+    assert not breaker.succeeded(98, now + 1)  # it was under way
     assert breaker.wait(now) == 100
     now += 100
     assert breaker.state(now) is State.HALF_OPEN
     breaker.sent(99, now)
     breaker.failed(99, 2_000.0, now, now)
     assert breaker.wait(now) == 900  # the longest
+
+
+def test_a_good_trial_during_a_confirmed_pause_is_followed_by_another_trial() -> None:
+    breaker, now = after("abcde")
+    trial, started = 99, now + 1
+    assert breaker.state(started) is State.HALF_OPEN
+    breaker.sent(trial, started)
+    for event in (97, 98):  # they were under way when the pause began
+        breaker.failed(event, 100.0, now - 0.05, started)
+    assert not breaker.succeeded(trial, started + 0.1)
+    assert breaker.state(started + 0.1) is State.OPEN
+    assert breaker.state(started + 100) is State.HALF_OPEN
+    assert not breaker.on_trial
 
 
 def test_a_failure_from_before_the_last_good_answer_proves_nothing() -> None:
