@@ -354,6 +354,16 @@ def test_switches_keep_each_other(
     assert found - calls == {*links, *accounts, "m", "-/healthy", "-/ready"}
 
 
+def test_given_up_notifications_link_to_calls_of_configured_accounts(
+    template: StatusTemplate,
+) -> None:
+    kept = [given_up(), given_up(account="removed", reference_id="A-2")]
+    page = draw(template, replace(sample(), failures=[], given_up=kept, searched=["main"]))
+    links = [attributes["href"] or "" for element, attributes in page.elements if element == "a"]
+    assert [link for link in links if link.startswith("calls/")] == ["calls/main/A-1"]
+    assert "removed A-2 112" in page.text
+
+
 def test_the_page_of_a_call(template: StatusTemplate) -> None:
     view = sample_call()
     for language, shown in {
