@@ -69,7 +69,7 @@ def test_each_pause_is_twice_as_long_up_to_a_minute() -> None:
         assert not breaker.on_trial
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert breaker.wait(now) == 60
-    assert breaker.succeeded(event, now)
+    assert breaker.succeeded(99, now)
     assert breaker.state(now) is State.CLOSED
 
 
