@@ -34,7 +34,8 @@ _FIRST_SHARE: Final = 0.1
 # The settings that identify the balance, and those that need another client.
 _balance_of: Final = attrgetter("balance_url", "api_key", "secret_key")
 _client_of: Final = attrgetter(
-    "base_url", "balance_url", "api_key", "secret_key", "proxy_url", "codes"
+    *("base_url", "message_url", "balance_url"),
+    *("api_key", "secret_key", "proxy_url", "codes"),
 )
 
 _log = structlog.get_logger(__name__)

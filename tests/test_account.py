@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,8 +19,9 @@ from structlog.testing import capture_logs
 from exporter.account import LONGEST_BALANCE_WAIT, balance_wait
 from exporter.app import App
 from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig, PollingConfig
+from exporter.esms.client import EsmsClient
 from exporter.esms.codes import CODES, Outcome
-from exporter.ids import reference_id
+from exporter.ids import Kind, reference_id
 from exporter.ledger.types import NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
@@ -59,7 +61,12 @@ class Bench:
             ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
             shutdown_timeout=1,
         )
-        self.app = App(lambda: self.config)
+        self.connected: list[AccountConfig] = []  # of each client that was made
+        self.app = App(lambda: self.config, client=self._connect)
+
+    def _connect(self, account: AccountConfig, *args: Any, **options: Any) -> EsmsClient:
+        self.connected.append(account)
+        return EsmsClient(account, *args, **options)
 
     def account(self, name: str, **changes: object) -> AccountConfig:
         values = {
@@ -220,6 +227,34 @@ async def test_only_what_has_changed_is_requested_anew(bench: Bench) -> None:
     assert not [labels for _, labels in bench.shown() if ("account", "main") in labels]
     await bench.reload(accounts=(other, main), balance=every(0.05))
     await until(lambda: bench.balance() == 36_693)
+
+
+async def test_whatever_a_request_depends_on_is_in_force_after_a_reload(bench: Bench) -> None:
+    nowhere = "http://127.0.0.1:9"
+    changes = {
+        **dict.fromkeys(("base_url", "message_url", "balance_url"), nowhere),
+        **dict.fromkeys(("api_key", "secret_key"), Secret("new")),
+        "proxy_url": Secret(nowhere),
+        "codes": {"102": "auth"},
+    }
+    others = {
+        "name": "main",
+        "callback_token": Secret("new"),
+        "default_kind": Kind.MESSAGE,
+        "balance_warning": 1.0,
+        "rate_limit": 1.0,
+        "max_concurrency": 1,
+    }
+    assert changes.keys() | others.keys() == AccountConfig.model_fields.keys()
+    main, other = bench.config.accounts
+    for key, value in changes.items():
+        bench.connected.clear()
+        main = main.model_copy(update={key: value})
+        await bench.reload(accounts=(main, other))
+        assert bench.connected == [main], key
+    bench.connected.clear()
+    await bench.reload(accounts=(main.model_copy(update=others), other))
+    assert bench.connected == []
 
 
 async def test_a_stop_waits_for_no_balance(bench: Bench) -> None:

@@ -318,7 +318,9 @@ class Poller:
         try:
             while call:
                 await self._poll(call)
-                call = self._next_call()
+                # More tasks than allowed are left where the limit was lowered.
+                spare = len(self._tasks) > self._config.max_concurrency
+                call = None if spare else self._next_call()
         except Exception as error:  # noqa: BLE001 - a bug, and nothing awaits this
             self._fail(error)
         # Free the slot before the last answer is processed, which may start another task.

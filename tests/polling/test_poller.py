@@ -68,6 +68,19 @@ async def test_one_request_tries_the_account_first(scene: Scene) -> None:
     scene.hold.set()
 
 
+async def test_a_lowered_limit_holds_though_calls_are_always_due(scene: Scene) -> None:
+    scene.watch(*(f"c{n}" for n in range(100)))
+    await until(lambda: scene.under_way == CONCURRENCY)
+    scene.configure(**FAST | {"max_concurrency": 1})
+    await until(lambda: scene.under_way == 1)
+    scene.most, asked = 0, len(scene.asked)
+    await until(lambda: len(scene.asked) > asked + 100)
+    assert scene.most == 1
+    assert scene.poller.backlog()[0] > CONCURRENCY
+    scene.configure(**FAST)
+    await until(lambda: scene.under_way == CONCURRENCY)
+
+
 async def test_refused_credentials_cost_two_requests_and_no_call(scene: Scene) -> None:
     scene.for_all = AUTH
     with capture_logs() as logs:
