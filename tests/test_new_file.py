@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,27 @@ def test_a_link_that_takes_its_place_leads_nowhere(tmp_path: Path) -> None:
     """Another user may be able to write to the folder."""
     other, unfinished = tmp_path / "other", tmp_path / "file.unfinished"
     other.write_text("precious")
-    with new_file(tmp_path / "file") as file:
-        unfinished.unlink()
-        unfinished.symlink_to(other)
-        file.write(b"content")
+    life = ExitStack()
+    file = life.enter_context(new_file(tmp_path / "file"))
+    unfinished.unlink()
+    unfinished.symlink_to(other)
+    file.write(b"content")
+    with pytest.raises(ExporterError, match="another command writes it"):
+        life.close()
     assert other.read_text() == "precious"
+    assert not (tmp_path / "file").exists()
+
+
+def test_two_commands_that_write_the_same_file(tmp_path: Path) -> None:
+    """The second one completes it, although the first one ends earlier."""
+    path, first, second = tmp_path / "file", ExitStack(), ExitStack()
+    first.enter_context(new_file(path)).write(b"first")
+    with second:
+        file = second.enter_context(new_file(path))
+        file.write(b"sec")
+        with pytest.raises(ExporterError, match="another command writes it"):
+            first.close()
+        assert not path.exists()
+        file.write(b"ond")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
