@@ -1,9 +1,14 @@
-"""Rows as CSV, and as a table in a pipe."""
+"""Rows as CSV, and as a table in a pipe and on a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
+import pty
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -59,3 +64,32 @@ def test_a_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     many = [(str(number), "given_up", "a longer text") for number in range(100_000)]
     print_table(("id", "state", "problem"), many)
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(many)
+
+
+def on_terminal(rows: Sequence[Sequence[str]]) -> str:
+    """Return what a terminal gets of a table."""
+    terminal, theirs = pty.openpty()
+
+    def read() -> bytes:
+        seen = b""
+        with suppress(OSError):  # the other side is closed
+            while True:
+                seen += os.read(terminal, 65536)
+        return seen
+
+    with ThreadPoolExecutor() as reader:
+        seen = reader.submit(read)
+        with os.fdopen(theirs, "w", encoding="utf-8") as output, redirect_stdout(output):
+            print_table(("id", "state", "problem"), rows)
+        text = seen.result().decode()
+    os.close(terminal)
+    return text
+
+
+def test_a_long_table_on_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    rows = [(str(number), "given_up", "refused") for number in range(10_000)]
+    short, long = on_terminal(rows[:10]), on_terminal(rows)
+    assert short.count("\x1b[31mgiven_up") == 10
+    assert long.splitlines()[1:] == [f"{number:<6}given_up  refused" for number in range(10_000)]

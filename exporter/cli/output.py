@@ -31,6 +31,9 @@ STYLES: Final = {
 _FORMATS: Final = {"duration": "{:g} s", "price": "{:,.0f} VND"}
 """How tables show the numbers of a column."""
 
+_MAX_STYLED: Final = 2_000
+"""Rows of a table with colours and a wrapped column. Rich takes a second for 2,000 rows."""
+
 # Wider than any row: output that is not a terminal is never wrapped.
 _UNBROKEN: Final = 100_000
 
@@ -146,13 +149,13 @@ def progress_bar(*, shown: bool) -> Progress:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table without the columns that are empty in all rows.
 
-    Values of the column `state` are coloured. Only the last column is wrapped.
+    On a terminal, values of the column `state` are coloured, and the last column is wrapped, unless
+    the table is long.
     """
     shown = [n for n, name in enumerate(columns) if name == "state" or any(row[n] for row in rows)]
     *fixed, last = shown
     widths = {n: max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in fixed}
-    if not sys.stdout.isatty():
-        # Rich takes minutes for 100,000 rows.
+    if not sys.stdout.isatty() or len(rows) > _MAX_STYLED:
         for row in (columns, *rows):
             padded = (row[n] + " " * (widths[n] - cell_len(row[n])) for n in fixed)
             click.echo(f"{''.join(padded)}{row[last]}".rstrip())
