@@ -86,11 +86,7 @@ def simulate(
         find_unknown_ids=unknown_ids == "found",
         speed=speed,
     )
-    try:
-        asyncio.run(_serve(simulator))
-    except OSError as error:
-        reason = error.strerror or error
-        raise click.ClickException(f"cannot listen on {listen}: {reason}") from None
+    asyncio.run(_serve(simulator, listen))
 
 
 def _ssl_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
@@ -107,14 +103,21 @@ def _ssl_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContex
     return context
 
 
-async def _serve(simulator: Simulator) -> None:
+async def _serve(simulator: Simulator, listen: ListenAddress) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     # Before the banner is printed: a program that reads it may send a signal at once.
     with handled_signals(stop.set):
-        async with simulator:
+        try:
+            await simulator.start()
+        except OSError as error:
+            reason = error.strerror or error
+            raise click.ClickException(f"cannot listen on {listen}: {reason}") from None
+        try:
             click.echo(_banner(simulator))
             await stop.wait()
+        finally:
+            await simulator.stop()
 
 
 def _banner(simulator: Simulator) -> str:
