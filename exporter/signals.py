@@ -15,6 +15,8 @@ def handled_signals(
 ) -> Iterator[None]:
     """Call `stop` on SIGTERM and SIGINT while the block runs; exit at once on a second signal.
 
+    Where nohup(1) ignores SIGHUP, it does not stop the process.
+
     Args:
         stop: called once.
         reload: called on SIGHUP; without it, SIGHUP calls `stop`.
@@ -30,11 +32,12 @@ def handled_signals(
         stop()
 
     loop = asyncio.get_running_loop()
-    handlers = {
+    handlers: dict[int, Callable[[], object]] = {
         signal.SIGTERM: stop_once,
         signal.SIGINT: stop_once,
-        signal.SIGHUP: reload or stop_once,
     }
+    if reload or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = reload or stop_once
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     try:
