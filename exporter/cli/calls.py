@@ -6,11 +6,10 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 import uvloop
@@ -18,9 +17,10 @@ from pydantic import ValidationError
 from yarl import URL
 
 from exporter.calls import CallState, Result
-from exporter.cli.options import PATH, Parsed
+from exporter.cli.options import PATH, TEXT, Parsed
 from exporter.cli.output import output_option, row_printer
 from exporter.config.files import FileProblemError, read_text
+from exporter.config.validation import check_url
 from exporter.errors import (
     InvalidResponseError,
     RemoteExporterError,
@@ -59,10 +59,11 @@ _PROBLEMS: Final[Mapping[type[RequestError], str]] = {
 
 
 def _calls_of(url: str) -> str:
-    with suppress(ValueError):
-        if url.startswith(("http://", "https://")) and urlsplit(url).hostname:
-            return f"{url.rstrip('/')}/api/v1/calls"
-    raise ValueError("expected `http://HOST...` or `https://HOST...`")
+    try:
+        check_url(url, "http", "https", without="?#@ ")
+    except ValueError:
+        raise ValueError("expected `http://HOST...` or `https://HOST...`") from None
+    return f"{url.rstrip('/')}/api/v1/calls"
 
 
 def _token(_ctx: object, _param: object, path: Path | None) -> Secret:
@@ -113,7 +114,7 @@ def _trust(_ctx: object, _param: object, path: Path | None) -> ssl.SSLContext:
     callback=_trust,
     help="CA certificates in PEM to trust instead of the system's.",
 )
-@click.option("--account", help="List calls of this account.")
+@click.option("--account", type=TEXT, help="List calls of this account.")
 @click.option(
     "--state",
     type=click.Choice([WATCHED, *(state.value for state in CallState), FINISHED, _ALL]),

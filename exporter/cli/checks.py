@@ -54,7 +54,12 @@ def backup(config_file: Path, file: Path) -> None:
 
 @click.command("callback-url")
 @options.config_file
-@click.option("--url", required=True, help="URL at which the provider reaches the exporter.")
+@click.option(
+    "--url",
+    type=options.TEXT,
+    required=True,
+    help="URL at which the provider reaches the exporter.",
+)
 @click.option("--account", "name", help="Print only the URL of this account.")
 def callback_url(config_file: Path, url: str, name: str | None) -> None:
     """Print the `CallbackUrl` of each account.

@@ -82,7 +82,7 @@ def _time(text: str) -> float:
 
 
 def _label(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
+    name, _, value = options.utf8(text).partition("=")
     if not value or not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", name):
         raise ValueError("expected NAME=VALUE, such as `job=esms-history`")
     return name, value

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import click
 
-from exporter.cli.options import config_file
+from exporter.cli.options import TEXT, config_file
 from exporter.cli.output import output_option, row_printer
 from exporter.config import load_config
 from exporter.errors import ExporterError
@@ -74,8 +74,8 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
     states = click.Choice([state.value for state in NotificationState])
     for option in (
         click.option("--state", type=states, help="Only notifications in this state."),
-        click.option("--account", help="Only notifications of calls of this account."),
-        click.option("--target", help="Only notifications for this target."),
+        click.option("--account", type=TEXT, help="Only notifications of calls of this account."),
+        click.option("--target", type=TEXT, help="Only notifications for this target."),
     ):
         command = option(command)
     return command

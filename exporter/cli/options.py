@@ -34,8 +34,18 @@ class Parsed(click.ParamType[object]):
             self.fail(str(error), param, ctx)
 
 
+def utf8(text: str) -> str:
+    """Return a text of the command line; raise `ValueError` if it is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected UTF-8") from None
+    return text
+
+
 PATH: Final = click.Path(path_type=Path)
 ADDRESS: Final = Parsed(ListenAddress.parse)
+TEXT: Final = Parsed(utf8)
 
 listen = click.option(
     "--web.listen-address",

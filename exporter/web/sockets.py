@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -30,9 +31,12 @@ class ListenAddress:
     def parse(cls, text: str) -> Self:
         """Parse `:10375`, `127.0.0.1:10375` or `[::1]:10375`, or raise `ValueError`."""
         found = re.fullmatch(r"(?:\[(.*)\]|([^:]*)):([0-9]+)", text)
-        if not found or int(found[3]) > 65535:
-            raise ValueError("expected `:10375`, `127.0.0.1:10375` or `[::1]:10375`")
-        return cls(found[1] or found[2] or "", int(found[3]))
+        host = (found[1] or found[2] or "") if found else ""
+        with suppress(UnicodeError):
+            host.encode("idna")  # as the look-up of its address does
+            if found and int(found[3]) <= 65535:
+                return cls(host, int(found[3]))
+        raise ValueError("expected `:10375`, `127.0.0.1:10375` or `[::1]:10375`")
 
     def __str__(self) -> str:
         """Return the address in the format of the command line."""

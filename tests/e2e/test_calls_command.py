@@ -182,7 +182,9 @@ async def test_pages_that_are_empty_or_refused_for_a_moment(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        *((f"--url={url}", "--url") for url in ("ftp://x", "http://[::1")),
+        *((f"--url={url}", "--url") for url in ("ftp://x", "http://[::1", "http://\udcff")),
+        *((f"--url=http://{host}", "--url") for host in ("x:65536", "x:y", "u:p@x", "x?y", "x#y")),
+        ("--account=\udcff", "expected UTF-8"),
         ("--token-file=missing", "--token-file"),
         ("--token-file=empty", "expected a token"),
         *((f"--ca-file={name}", "--ca-file") for name in ("missing", "empty")),

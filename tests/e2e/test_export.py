@@ -497,6 +497,7 @@ def test_ledgers_that_cannot_be_read(tmp_path: Path, url: str, kind: str) -> Non
         ("--format=csv --from=2026-02-01 --to=2026-02-01T00:00Z", "expected --from before --to"),
         ("--format=jsonl --label=job=x", "--label is only for --format=openmetrics"),
         ("--format=openmetrics --label=job", "expected NAME=VALUE"),
+        ("--format=openmetrics --label=job=\udcff", "expected UTF-8"),
         ("--format=openmetrics --label=__name__=x", "expected NAME=VALUE"),
         ("--format=openmetrics --label=le=1", "`le` is a label of the metrics"),
         ("--format=openmetrics --label=campaign=x", "`campaign` is a label of the metrics"),

@@ -104,6 +104,8 @@ async def test_a_receiver_gets_what_it_had_refused(
         ("retry 0", "0 is not in the range"),
         ("retry --target=crm", "no such target; configured: none"),
         ("list --state=sent", "'sent' is not one of"),
+        ("list --account=\udcff", "expected UTF-8"),
+        ("drop --target=\udcff", "expected UTF-8"),
     ],
 )
 async def test_wrong_usage(tmp_path: Path, arguments: str, problem: str) -> None:

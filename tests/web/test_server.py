@@ -124,7 +124,19 @@ def test_listen_addresses() -> None:
     ):
         address = ListenAddress.parse(text)
         assert [address.host, address.port, str(address)] == [*parts, text]
-    for text in ("", "1", "::1:1", "127.0.0.1:", ":65536", ":-1", ":x", "[::1]", ":\u0661"):
+    for text in (
+        "",
+        "1",
+        "::1:1",
+        "127.0.0.1:",
+        ":65536",
+        ":-1",
+        ":x",
+        "[::1]",
+        ":\u0661",
+        "a..b:1",
+        "\udcff:1",
+    ):
         with pytest.raises(ValueError, match=r"^expected `:10375`, "):
             ListenAddress.parse(text)
 
