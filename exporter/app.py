@@ -387,7 +387,12 @@ class App:
     async def _start_accounts(self, names: Collection[str]) -> None:
         """Start accounts whose leases were taken."""
         async with self._apply_lock:
-            await self._start(names)
+            leases = self._leases
+            # They may have been lost meanwhile, also taken again and started.
+            await self._start(
+                {name for name in names if leases and leases.epoch(name) is not None}
+                - self.accounts.keys()
+            )
 
     async def _start(self, names: Collection[str]) -> None:
         epochs = {name: self._leases.epoch(name) for name in names} if self._leases else {}

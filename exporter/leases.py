@@ -290,10 +290,12 @@ class LeaseHolder:
         taken = await self._execute(take_leases, self._id, names, self._heartbeat)
         if self._loop.time() >= self.held_until:
             return  # the statement took too long: take them again after the next renewal
-        self._held |= taken
-        if taken:
+        # Leases on accounts that were removed from the configuration meanwhile are given up.
+        started = {name: epoch for name, epoch in taken.items() if name in self._configured}
+        self._held |= started
+        if started:
             # In the background: this loop has to renew the leases meanwhile.
-            self._spawn(self._begin(list(taken)))
+            self._spawn(self._begin(list(started)))
 
     async def _begin(self, names: Collection[str]) -> None:
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
@@ -57,6 +57,7 @@ class Provider:
         self.answers: dict[str, Answer] = {}
         self.failing: dict[str, Answer] = {}  # by exporter: what it gets in place of answers
         self.answered: dict[str, asyncio.Event] = {}  # by exporter: answers wait for it
+        self.clients = Counter[str]()  # by exporter: how many are open
 
     def client(self, by: str, *_: object, **__: object) -> Any:  # Any: in place of `EsmsClient`
         return Client(self, by)
@@ -71,6 +72,7 @@ class Client:
 
     def __init__(self, provider: Provider, by: str) -> None:
         self._provider, self._by = provider, by
+        provider.clients[by] += 1
 
     async def send_status(self, name: str, *_: object) -> Answer:
         now = asyncio.get_running_loop().time()
@@ -80,7 +82,7 @@ class Client:
         return self._provider.failing.get(self._by) or self._provider.answers.get(name, QUEUED)
 
     async def close(self) -> None:
-        pass
+        self._provider.clients[self._by] -= 1
 
 
 class Exporter:
@@ -262,6 +264,32 @@ class Scene:
         """Return the row of a call."""
         ((row,),) = await self.rows(f"SELECT id FROM calls WHERE reference_id = '{name}'")
         return int(row)
+
+    async def finds(self, query: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Wait until a query of the ledger finds these rows."""
+        async with deadline():
+            found = await self.rows(query)
+            while found != rows:
+                await asyncio.sleep(0.05)
+                found = await self.rows(query)
+
+    async def waits(self, statement: str) -> None:
+        """Wait until a statement of an exporter waits for a lock; the statement is a pattern."""
+        await self.finds(
+            "SELECT DISTINCT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            f"AND query LIKE '{statement}'",
+            [(1,)],
+        )
+
+    @asynccontextmanager
+    async def locked(self, statement: str) -> AsyncIterator[None]:
+        """Run a statement that locks something, and hold the lock."""
+        connection = await asyncio.to_thread(self._engine.connect)
+        try:
+            await asyncio.to_thread(connection.execute, text(statement))
+            yield
+        finally:
+            await asyncio.to_thread(connection.close)
 
     def finish(self, *names: str, answer: Answer = ANSWERED) -> None:
         """Have the provider say that calls have finished."""

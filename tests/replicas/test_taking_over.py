@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
+from exporter.config import CallConfig
+from exporter.errors import LedgerError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
+from exporter.ids import reference_id
 from tests.replicas.scene import HEARTBEAT, Scene, names, spread
 from tests.samples import value
 from tests.waiting import deadline, until
@@ -124,3 +128,55 @@ async def test_who_cannot_reach_the_provider_leaves_the_account_to_another(scene
     await until(lambda: cut.accounts == set(accounts))
     del scene.provider.failing[cut.name]
     await until(lambda: cut.counted() == len(calls))
+
+
+async def test_an_account_that_is_taken_twice_is_started_once(scene: Scene) -> None:
+    first = await scene.exporter("first", {"call": "main"})
+    await scene.settled(["call"], first)
+    query = "SELECT epoch FROM leases WHERE holder IS NOT NULL"
+    watch = first.config.watch.model_copy(
+        update={"calls": (*first.config.watch.calls, CallConfig(reference_id("new"), "main"))}
+    )
+    async with scene.locked("LOCK TABLE call_sources IN ACCESS EXCLUSIVE MODE"):
+        # It is taken while the configuration changes, so it is not started yet.
+        changing = asyncio.create_task(first.configure(watch=watch))
+        await scene.waits("%call_sources%")
+        for _ in range(2):
+            ((epoch,),) = await scene.rows(query)
+            await scene.rows("UPDATE leases SET epoch = epoch + 1")
+            await scene.finds(query, [(epoch + 2,)])
+            assert not first.accounts
+    with suppress(LedgerError):  # where the lock was held for too long: it is tried again
+        await changing
+    await scene.settled(["call", "new"], first)
+    await until(lambda: scene.provider.clients["first"] == 1)
+
+
+async def test_an_account_that_comes_back_while_its_lease_is_taken_is_polled(scene: Scene) -> None:
+    accounts = ("main", "other")
+    first = await scene.exporter("first", {"call": "other"}, accounts)
+    await scene.settled(["call"], first)
+    of_other = "WHERE account_id = (SELECT id FROM accounts WHERE name = 'other')"
+    await scene.rows(
+        "UPDATE leases SET holder = 'another', expires_at = expires_at + 3600 " + of_other
+    )
+    await until(lambda: first.accounts == {"main"})
+    await scene.rows(
+        "INSERT INTO notices (account_id, notice) SELECT id, 'totals' FROM accounts "
+        "WHERE name = 'other'"
+    )
+    config = first.config
+    calls = config.watch.model_copy(update={"calls": ()})
+    async with AsyncExitStack() as ends:
+        async with scene.locked(f"SELECT 1 FROM notices {of_other} FOR UPDATE"):
+            await scene.rows("UPDATE leases SET holder = NULL " + of_other)
+            await scene.waits("DELETE FROM notices%")
+            await first.configure(accounts=config.accounts[:1], watch=calls)
+            # The next look at the leases comes after the account is back.
+            await ends.enter_async_context(
+                scene.locked("LOCK TABLE exporters IN ACCESS EXCLUSIVE MODE")
+            )
+        await scene.waits("%exporters%")
+        await first.configure(accounts=config.accounts)
+    await first.push("pushed", account="other")
+    await until(lambda: first.holds == {"pushed"})
