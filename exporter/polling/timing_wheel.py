@@ -36,6 +36,52 @@ _SAMPLED_SETS: Final = 20
 _SAMPLED_CALLS: Final = 10
 
 
+class _Queue:
+    """Due calls, in the order in which they were added.
+
+    An entry is stale if its call was polled, moved or removed since, even if it is due again: the
+    call has another tick.
+    """
+
+    __slots__ = ("calls", "ticks")
+
+    def __init__(self) -> None:
+        # Two queues, because a pair for each call would take seven times the memory.
+        self.calls = deque[WatchedCall]()
+        self.ticks = deque[int]()
+
+    def push(self, call: WatchedCall) -> None:
+        self.calls.append(call)
+        self.ticks.append(call.tick)
+
+    def pop(self) -> WatchedCall | None:
+        while self.calls:
+            call = self.calls.popleft()
+            if call.tick == self.ticks.popleft():
+                return call
+        return None
+
+    def head(self) -> WatchedCall | None:
+        """Return the first call, after dropping the stale entries before it."""
+        while self.calls:
+            if (call := self.calls[0]).tick == self.ticks[0]:
+                return call
+            self.calls.popleft()
+            self.ticks.popleft()
+        return None
+
+    def sample(self, size: int) -> list[WatchedCall]:
+        """Return some calls at random, fewer if there are stale entries."""
+        numbers = random.sample(range(len(self.calls)), min(len(self.calls), size))
+        return [self.calls[n] for n in numbers if self.calls[n].tick == self.ticks[n]]
+
+    def compact(self) -> None:
+        """Remove stale entries."""
+        entries = zip(self.calls, self.ticks, strict=True)
+        self.calls = deque(call for call, tick in entries if call.tick == tick)
+        self.ticks = deque(call.tick for call in self.calls)
+
+
 class _LabelSet:
     """The due calls of a label set, by priority; the lowest number comes first."""
 
@@ -43,32 +89,24 @@ class _LabelSet:
 
     def __init__(self, label_set: int) -> None:
         self.label_set = label_set
-        self.queues: dict[int, deque[WatchedCall]] = {}  # in the order of the priorities
+        self.queues: dict[int, _Queue] = {}  # in the order of the priorities
         self.turns = 0
 
     def push(self, call: WatchedCall, priority: int) -> None:
         if (queue := self.queues.get(priority)) is None:
-            self.queues[priority] = queue = deque()
+            self.queues[priority] = queue = _Queue()
             self.queues = dict(sorted(self.queues.items()))
-        queue.append(call)
+        queue.push(call)
 
-    def pop(self, is_ready: Callable[[WatchedCall], bool]) -> WatchedCall | None:
+    def pop(self) -> WatchedCall | None:
         self.turns += 1
-        queues: Iterable[deque[WatchedCall]] = self.queues.values()
+        queues: Iterable[_Queue] = self.queues.values()
         if not self.turns % _LONGEST_WAITING_EVERY and len(self.queues) > 1:
-            queues = sorted(self.waiting(is_ready), key=lambda queue: queue[0].tick)
+            queues = sorted(filter(_Queue.head, queues), key=lambda queue: queue.ticks[0])
         for queue in queues:
-            while queue:
-                if is_ready(call := queue.popleft()):
-                    return call
+            if call := queue.pop():
+                return call
         return None
-
-    def waiting(self, is_ready: Callable[[WatchedCall], bool]) -> list[deque[WatchedCall]]:
-        """Return the queues that have due calls, after dropping stale entries at their heads."""
-        for queue in self.queues.values():
-            while queue and not is_ready(queue[0]):
-                queue.popleft()
-        return [queue for queue in self.queues.values() if queue]
 
 
 class FairQueue:
@@ -76,12 +114,10 @@ class FairQueue:
 
     Round robin; a label set that was idle comes next, as for network flows in "The Flow Queue CoDel
     Packet Scheduler" (RFC 8290, section 4.1). A served label set keeps its place at the end of the
-    round while it is empty, so it cannot come first twice in a round. Entries of calls that are not
-    ready, due and not being polled, are stale and skipped.
+    round while it is empty, so it cannot come first twice in a round.
     """
 
-    def __init__(self, is_ready: Callable[[WatchedCall], bool]) -> None:
-        self._is_ready = is_ready
+    def __init__(self) -> None:
         self._label_sets: dict[int, _LabelSet] = {}
         self._round: deque[_LabelSet] = deque()
 
@@ -96,7 +132,7 @@ class FairQueue:
         """Remove and return the next call."""
         while self._round:
             calls = self._round[0]
-            if call := calls.pop(self._is_ready):
+            if call := calls.pop():
                 if len(self._round) > 1:
                     self._round.rotate(-1)
                 return call
@@ -107,8 +143,8 @@ class FairQueue:
     def compact(self) -> None:
         """Remove stale entries."""
         for calls in self._round:
-            for priority, queue in calls.queues.items():
-                calls.queues[priority] = deque(filter(self._is_ready, queue))
+            for queue in calls.queues.values():
+                queue.compact()
 
     def pop_best(self, key: Callable[[WatchedCall], int]) -> WatchedCall | None:
         """Remove and return a call with the lowest key, chosen at random if there are several.
@@ -119,15 +155,15 @@ class FairQueue:
         for _ in range(_SAMPLED_SETS if self._round else 0):
             calls = random.choice(self._round)  # noqa: S311 - no secret depends on it
             for queue in calls.queues.values():
-                numbers = random.sample(range(len(queue)), min(len(queue), _SAMPLED_CALLS))
-                sample.extend(queue[number] for number in numbers)
+                sample.extend(queue.sample(_SAMPLED_CALLS))
         random.shuffle(sample)
         # The entry stays, and is stale from now on.
-        return min(filter(self._is_ready, sample), key=key, default=None) or self.pop()
+        return min(sample, key=key, default=None) or self.pop()
 
     def heads(self) -> list[WatchedCall]:
         """Return the calls that have been due for longest in their label set and priority."""
-        return [queue[0] for calls in self._round for queue in calls.waiting(self._is_ready)]
+        queues = (queue for calls in self._round for queue in calls.queues.values())
+        return [call for queue in queues if (call := queue.head())]
 
 
 class Backlog(NamedTuple):
@@ -164,8 +200,8 @@ class TimingWheel:
         self._buckets: dict[int, tuple[int, list[WatchedCall]]] = {}
         self._ticks: list[int] = []  # a heap of the buckets' keys
         self._now_tick = -1
-        self._healthy = FairQueue(self._is_ready)
-        self._failing = FairQueue(self._is_ready)
+        self._healthy = FairQueue()
+        self._failing = FairQueue()
         self.ready = 0
         self._turns = 0
         self._left_over = 0  # upper bound of stale entries in the queues

@@ -161,8 +161,9 @@ class Driven:
         }
         for queue in (wheel._healthy, wheel._failing):
             for labels in queue._label_sets.values():
-                for calls in labels.queues.values():
-                    rows |= {call.id for call in calls if wheel._is_ready(call)}
+                for due in labels.queues.values():
+                    entries = zip(due.calls, due.ticks, strict=True)
+                    rows |= {call.id for call, tick in entries if call.tick == tick}
         return rows
 
     def ask(self, poller: Poller, call: WatchedCall) -> Asked:

@@ -33,10 +33,10 @@ class TimingWheelMachine(RuleBasedStateMachine):
         self.wheel.discard(self.calls[number])
         self.due.pop(number, None)
 
-    @rule(passed=AHEAD)
-    def pop(self, passed: float) -> None:
+    @rule(passed=AHEAD, trial=st.booleans())
+    def pop(self, passed: float, trial: bool) -> None:  # noqa: FBT001 - drawn
         self.now = now = self.now + passed
-        found = self.wheel.pop(now)
+        found = self.wheel.pop(now, trial=trial)
         ready = {n: tick for n, tick in self.due.items() if tick * TICK <= now}
         if found is None:
             assert not ready
@@ -60,6 +60,13 @@ class TimingWheelMachine(RuleBasedStateMachine):
             # It may be early, for a call that has been moved: then the schedule is asked again.
             assert when is not None
             assert when <= min(self.due.values()) * TICK
+
+    @invariant()
+    def the_backlog_is_shown(self) -> None:
+        backlog = self.wheel.backlog(self.now)
+        due = [call.tick * TICK for call in self.calls if 0 <= call.tick * TICK <= self.now]
+        assert backlog.calls == len(due)
+        assert backlog.lag == (self.now - min(due) if due else 0.0)
 
 
 TestTimingWheel = TimingWheelMachine.TestCase
@@ -85,3 +92,15 @@ def test_the_call_that_waits_longest_is_first() -> None:
     assert order == list(range(49, -1, -1))
     assert wheel.pop(100.0) is None
     assert wheel.next_due() is None
+
+
+def test_a_call_that_was_moved_while_due_comes_after_those_that_wait_longer() -> None:
+    wheel = TimingWheel(lambda _: 0)
+    moved, waiting = (WatchedCall(n, reference_id(f"c{n}"), 0.0) for n in range(2))
+    wheel.add(moved, 1.0)
+    wheel.add(waiting, 2.0)
+    assert wheel.backlog(3.0).calls == 2
+    wheel.add(moved, 10.0)
+    assert wheel.backlog(12.0)[:2] == (2, 10.0)
+    assert wheel.pop(12.0) == (waiting, 2.0)
+    assert wheel.pop(12.0) == (moved, 10.0)
