@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,8 +95,9 @@ def _reference_id(text: str) -> ReferenceId:
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
-    default=float("inf"),
+    type=options.POSITIVE,
+    metavar="NUMBER",
+    default=math.inf,
     help="Requests per second and account, if lower than the account's `rate_limit`.",
 )
 def lookup(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,9 +44,17 @@ def utf8(text: str) -> str:
     return text
 
 
+def _positive(text: str) -> float:
+    with suppress(ValueError):
+        if (number := float(text)) > 0:  # not so NaN
+            return number
+    raise ValueError("expected a number above 0")
+
+
 PATH: Final = click.Path(path_type=Path)
 ADDRESS: Final = Parsed(ListenAddress.parse)
 TEXT: Final = Parsed(utf8)
+POSITIVE: Final = Parsed(_positive)
 
 listen = click.option(
     "--web.listen-address",

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from exporter.cli.options import ADDRESS, PATH
+from exporter.cli.options import ADDRESS, PATH, POSITIVE
 from exporter.signals import handled_signals
 from exporter.simulator import ACCOUNT, TEMPLATES, Account, Simulator, describe
 from exporter.web.sockets import ListenAddress
@@ -56,7 +56,8 @@ def _accounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> l
 @click.option("--tls-key-file", type=PATH, help="Key of the certificate, if it is in another file.")
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
+    metavar="NUMBER",
     default=1.0,
     help="Speed of simulated calls, as a multiple of real time.",
 )

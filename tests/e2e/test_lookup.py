@@ -208,6 +208,7 @@ async def test_bad_lines_of_a_file_keep_nothing_else_from_being_asked(
         ("a --output-file=results.txt", "--output-file"),
         ("a --output-file=results.csv --output=json", "is csv, not json"),
         ("a --rate=0", "--rate"),
+        ("a --rate=nan", "--rate"),
     ],
 )
 def test_wrong_usage(

@@ -105,7 +105,7 @@ def test_an_output_that_cannot_be_written() -> None:
         ("--account=a:b:c --account=d:b:c", 2, "two accounts have the same api_key"),
         ("--tls-key-file=x", 2, "--tls-key-file needs --tls-cert-file"),
         ("--tls-cert-file=/nowhere", 1, "cannot use the certificate /nowhere: No such file"),
-        ("--speed=0", 2, "--speed"),
+        *((f"--speed={speed}", 2, "expected a number above 0") for speed in ("0", "nan", "x")),
         ("--unknown-ids=maybe", 2, "--unknown-ids"),
     ],
 )
