@@ -54,8 +54,12 @@ class FileWatcher:
     def compare(self, found: Mapping[str, FileStat], *, wait: bool = True) -> list[Change]:
         """Return which of all files have changed since they were last read (see `mark_read`).
 
-        With `wait`, skip a file that is being written, for a few checks at most.
+        With `wait`, skip a file that is being written, for a few checks at most. A file that was
+        not found for a while has changed, even if it is restored as it was.
         """
+        for known in (self._read, self._waits):
+            for path in known.keys() - found.keys():
+                del known[path]
         now = time.time_ns()
         changes = []
         for path, current in found.items():

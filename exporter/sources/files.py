@@ -131,7 +131,7 @@ class FilesSource(Source):
         self._late: dict[str, list[Found]] = {}  # results of searches that timed out
         self._readings: dict[str, _Reading] = {}  # of files whose reading timed out
         self._watcher = FileWatcher()
-        self._named: set[str] = set()  # files with calls in the ledger
+        self._named: set[str] = set()  # files that were read, or have calls in the ledger
         self._missing: set[str] = set()  # of those, not found in the last check
         self._full: dict[str, float] = {}  # when to try refused calls again
         # Of the last search: the paths, the patterns that timed out, and whether these are all.
@@ -227,6 +227,7 @@ class FilesSource(Source):
 
     async def _read_file(self, change: Change, *, report: bool) -> None:
         path = change.path
+        self._named.add(path)
         reading = await self._add_calls(change)
         if reading.settled and not reading.problems.total:
             # Removing calls that are not in the file any more may make room for others.
@@ -260,7 +261,6 @@ class FilesSource(Source):
             if not (batch := reading.batches.pop()):
                 return reading
             added = await self._tracker.add(PREFIX + path, batch)
-            self._named.add(path)
             reading.rows |= added.rows
             reading.refused += added.refused
 
@@ -275,7 +275,6 @@ class FilesSource(Source):
                 ):
                     await self._tracker.keep_only(PREFIX + path, set())
                     self._named.discard(path)
-                    self._watcher.forget(path)  # it may be restored unchanged
                     self._readings.pop(path, None)
                     self._status.forget(path)
                     _log.info("call file removed", file=path)

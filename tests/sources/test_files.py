@@ -111,15 +111,36 @@ async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
     assert bench.status.last_success > before
 
 
+@pytest.mark.parametrize("line", ["reference_id,nothing", '"'])
+async def test_a_bad_file_without_calls_is_no_problem_any_more_once_it_is_removed(
+    bench: Bench, line: str
+) -> None:
+    path = bench.write("a.csv", line)
+    await bench.configure("*.csv")
+    await bench.settle()
+    assert bench.status.problem
+    before = bench.status.last_success
+    path.unlink()
+    await bench.settle()
+    assert bench.status.problem == ""
+    assert bench.status.last_success > before
+
+
 @pytest.mark.parametrize("pattern", ["calls/a.txt", "calls/*.txt"])
 async def test_a_folder_that_is_gone_takes_no_call_along(bench: Bench, pattern: str) -> None:
     path = bench.write("calls/a.txt", "A")
     await bench.configure(pattern)
+    await bench.settle()
     aside = path.parent.rename(bench.folder / "aside")
     for _ in range(3):
         await bench.settle()
     assert bench.named == {"calls/a.txt": "A"}
     assert bench.status.errors == 1
+    # Its problem ends when it is back as it was.
+    aside.rename(path.parent)
+    await bench.settle()
+    assert bench.status.problem == ""
+    aside = path.parent.rename(aside)
     # Not even by a restart meanwhile.
     await bench.restart(pattern)
     assert bench.named == {"calls/a.txt": "A"}
