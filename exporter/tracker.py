@@ -45,6 +45,7 @@ from exporter.ledger.leases import (
     TOTALS,
     claim_and_read_notices,
     notify_holders,
+    wait_for_added_calls,
 )
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.store import StoreSettings
@@ -283,7 +284,9 @@ class CallTracker:
 
     async def resync(self) -> None:
         """Read all open calls and totals again, after a commit whose answer was lost."""
-        for name in list(self._accounts):
+        names = list(self._accounts)
+        await self.ledger.execute(wait_for_added_calls, names)
+        for name in names:
             await self.poll_open_calls(name)
         await self.reload_totals()
 

@@ -127,6 +127,8 @@ _CLAIM: Final = _sql(
         c.id, c.reference_id, c.first_watched, c.state, c.state_since, c.kind
     """
 )
+# A transaction that adds calls holds a shared lock on the rows of their accounts.
+_LOCK_ACCOUNTS: Final = _sql("SELECT id FROM accounts WHERE name IN {names} ORDER BY id FOR UPDATE")
 _ACKNOWLEDGE: Final = _sql("DELETE FROM notices WHERE id IN {rows}")
 _READ_NOTICES: Final = _sql(
     "SELECT n.id, a.name, n.call_id, n.notice FROM notices n "
@@ -257,6 +259,14 @@ def claim_and_read_notices(
         connection.execute(_ACKNOWLEDGE, {"rows": to_json_rows(acknowledged)})
     found = connection.execute(_READ_NOTICES, {**parameters, "limit": _NOTICES})
     return PeerChanges(claimed, [Notice(*row) for row in found])
+
+
+def wait_for_added_calls(connection: Connection, names: Collection[str]) -> None:
+    """Wait until transactions that are adding calls to accounts have ended.
+
+    The server may still commit one whose connection broke.
+    """
+    connection.execute(_LOCK_ACCOUNTS, {"names": to_json_rows(names)})
 
 
 # Notices.

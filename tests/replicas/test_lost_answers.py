@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from exporter.errors import LedgerError
@@ -58,3 +60,25 @@ async def test_leases_and_claims_whose_answer_is_lost(scene: Scene) -> None:
     third.proxy.lose_commit_of("SET expires_at")
     await until(lambda: third.proxy.lost == 2)
     await scene.settled(calls, third)
+
+
+async def test_calls_whose_commit_lasts_longer_than_the_connection(scene: Scene) -> None:
+    first = await scene.exporter("first")
+    await until(lambda: first.accounts == {"main"})
+    await scene.rows(
+        "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS "
+        "'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
+    )
+    await scene.rows(
+        "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON calls "
+        "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold()"
+    )
+    async with scene.locked("SELECT pg_advisory_xact_lock(1)"):
+        pushing = asyncio.create_task(first.push("late"))
+        await scene.waits("COMMIT%")
+        first.proxy.refuse()
+        first.proxy.heal()
+        with pytest.raises(LedgerError, match="the connection broke"):
+            await pushing
+        await scene.waits("%accounts%FOR UPDATE%")
+    await until(lambda: first.holds == {"late"})
