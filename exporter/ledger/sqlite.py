@@ -57,6 +57,13 @@ _ADVICE: Final = {
     sqlite3.SQLITE_INTERRUPT: "took too long; check the disk",
 }
 
+# Of the copy, in a backup: the ledger itself is only read.
+_WRITE_ERRORS: Final = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+}
+
 # SQLite instructions between two checks of the timeout: a fraction of a millisecond.
 _STEPS: Final = 10_000
 
@@ -361,7 +368,14 @@ def back_up(url: str, target: Path) -> int:
         source.read(math.inf) as connection,
         closing(sqlite3.connect(file.name)) as copy,  # SQLite needs a name
     ):
-        _driver(connection).backup(copy)
+        copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is deleted
+        try:
+            _driver(connection).backup(copy)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in _WRITE_ERRORS:
+                raise
+            problem = f"cannot be written; check the disk ({error.sqlite_errorname})"
+            raise LedgerError(f"{target}: {problem}") from None
         # Without a -wal, the copy is one file, also readable on a read-only file system.
         copy.execute("PRAGMA journal_mode = DELETE")
         copy.execute(f"PRAGMA user_version = {_CLOSED}")

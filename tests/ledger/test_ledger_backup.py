@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sqlite3
 import sys
@@ -91,6 +92,22 @@ def test_what_cannot_be_backed_up(path: Path, tmp_path: Path) -> None:
     assert "hard links" in refused()
     # Nothing is left behind, and nothing is made.
     assert sorted(tmp_path.iterdir()) == [path, link]
+
+
+def test_a_backup_that_cannot_grow_names_its_file(tmp_path: Path) -> None:
+    path, target = tmp_path / "ledger.db", tmp_path / "backup.db"
+    store = opened(path)
+    watch(store, "a", labels=4_000)
+    store.database.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ExporterError) as caught:
+            back_up(f"sqlite:///{path}", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value).startswith(f"{target}: cannot be written; check the disk (SQLITE_")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # What an operator puts in the ledger's place, and what is said of it at the start.
