@@ -156,9 +156,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     *fixed, last = shown
     widths = {n: max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in fixed}
     if not sys.stdout.isatty() or len(rows) > _MAX_STYLED:
+        lines = list[str]()
         for row in (columns, *rows):
             padded = (row[n] + " " * (widths[n] - cell_len(row[n])) for n in fixed)
-            click.echo(f"{''.join(padded)}{row[last]}".rstrip())
+            lines.append(f"{''.join(padded)}{row[last]}".rstrip())
+        click.echo("\n".join(lines))  # each call flushes
         return
     console = Console(highlight=False)
     if console.width < sum(widths.values()) + _MIN_LAST_COLUMN:
