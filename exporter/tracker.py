@@ -272,8 +272,8 @@ class CallTracker:
     async def poll_open_calls(self, account: str) -> None:
         """Poll all open calls of an account in the ledger."""
         last = 0
-        store = self.ledger.store
-        while page := await self.ledger.call(store.unfinished, account, last):
+        # Look up the store for each page: the ledger may be closed meanwhile.
+        while page := await self.ledger.call(self.ledger.store.unfinished, account, last):
             last = page[-1].call.id
             # Some may be unknown: calls added by a commit whose answer was lost.
             if new := {call.labels for call in page}.difference(self.totals.label_sets):

@@ -111,6 +111,16 @@ async def test_the_calls_of_an_account_wait_for_it(bench: Bench, simulator: Simu
     assert bench.counted(account="b.1", status="answered") == 1
 
 
+async def test_a_ledger_that_is_closed_while_open_calls_are_read(bench: Bench) -> None:
+    await bench.watch("a")
+    reading = asyncio.create_task(bench.service.calls.poll_open_calls("main"))
+    await asyncio.sleep(0)  # the first page is asked for
+    async with deadline():
+        await bench.service.ledger.close()
+        with pytest.raises(LedgerError, match="not open"):
+            await reading
+
+
 async def test_nothing_is_left_of_an_account_that_is_gone(bench: Bench) -> None:
     running = len(asyncio.all_tasks())
     for accounts in (bench.accounts, bench.accounts[:1]) * 2:
