@@ -12,12 +12,13 @@ from tests.waiting import deadline
 
 async def test_a_hangup_stops_a_command_unless_nohup_ignores_it() -> None:
     stopped = asyncio.Event()
-    with handled_signals(stopped.set):
-        os.kill(os.getpid(), signal.SIGHUP)
-        async with deadline():
-            await stopped.wait()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with handled_signals(stopped.set):
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with deadline():
+                await stopped.wait()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with handled_signals(stopped.clear):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             os.kill(os.getpid(), signal.SIGHUP)
