@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 
 from exporter.cli import options
 from exporter.config import NamedFiles, json_schema, load_config
+from exporter.config.validation import check_url
 from exporter.errors import ExporterError
 from exporter.ledger.sqlite import back_up
 from exporter.sources.files import check_files
@@ -68,11 +69,9 @@ def callback_url(config_file: Path, url: str, name: str | None) -> None:
     it secret.
     """
     try:
-        base = urlsplit(url)
+        check_url(url, "http", "https", without="?#")
     except ValueError:
-        base = urlsplit("")
-    if base.scheme not in {"http", "https"} or not base.hostname or base.query or base.fragment:
-        raise click.BadParameter("expected `https://HOST...`", param_hint="--url")
+        raise click.BadParameter("expected `https://HOST...`", param_hint="--url") from None
     tokens = {
         account.name: account.callback_token
         for account in load_config(config_file).accounts

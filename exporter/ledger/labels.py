@@ -219,8 +219,8 @@ def count_labels(
     """Start totals for the label sets of new calls, evicting others beyond the limits.
 
     `accounts` are the rows of the accounts; `wanted` are the labels of the calls, by account and
-    canonical name; `limits` apply to each account. If `wanted` is
-    empty, only apply the limits, for instance after they were lowered.
+    canonical name; `limits` apply to each account. If `wanted` is empty, only apply the limits, for
+    instance after they were lowered.
     """
     rows = _set_rows(connection, {name for _, name in wanted})
     used: dict[str, dict[str, Labels]] = {account: {} for account in accounts}

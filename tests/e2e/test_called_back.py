@@ -48,7 +48,7 @@ async def test_a_call_that_nobody_told_of(
 async def test_the_address_of_no_account(tmp_path: Path) -> None:
     configure(tmp_path, "http://127.0.0.1:1")
     command = ("callback-url", CONFIG)
-    for url in ("ftp://x", "http://[::1"):
+    for url in ("ftp://x", "http://[::1", "http://x:99999", "https://x?a=b", "https://x#a"):
         assert (await invoke(tmp_path, *command, f"--url={url}")).code == 2
     with pytest.raises(ExporterError, match="no account with a `callback_token`"):
         await invoke(tmp_path, *command, "--url=https://x.example.com", "--account=main")
