@@ -116,8 +116,10 @@ class PostgresqlDatabase(Database):
         """Run a read-only transaction; see `Database.read`."""
         milliseconds = max(1, int(timeout * 1000)) if timeout < math.inf else 0
         with self.begin() as connection:
+            # One snapshot for all statements, as in SQLite: rows may move between tables meanwhile.
             connection.exec_driver_sql(
-                f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {milliseconds}"
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; "
+                f"SET LOCAL statement_timeout = {milliseconds}"
             )
             yield connection
 

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text, update
+from sqlalchemy import Engine, event, func, select, text, update
 
 from exporter.calls import CallState, Finished, PollAgain, Result, Status
 from exporter.errors import LedgerError
@@ -118,6 +118,16 @@ def test_a_page_is_read_while_the_ledger_is_written(database: Database) -> None:
         connection.execute(update(calls).values(state="new"))
         assert len(list_calls(database, ["main"], "queued").records) == 3
     assert list_calls(database, ["main"], "queued").records == []
+
+
+def test_all_queries_of_a_reading_see_the_same_ledger(database: Database) -> None:
+    fill(Store(database))
+    new = select(func.count()).where(calls.c.state == "new")
+    with database.read() as connection:
+        before = connection.scalar(new)
+        with database.begin() as other:
+            other.execute(update(calls).values(state="new"))
+        assert connection.scalar(new) == before
 
 
 def test_reading_writes_nothing_and_takes_bounded_time(database: Database) -> None:
