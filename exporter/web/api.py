@@ -8,12 +8,13 @@ from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic_core import to_json
+from sqlalchemy import Connection
 
 import exporter
 from exporter.app import App
@@ -21,7 +22,7 @@ from exporter.config import TokenConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, find_call, list_calls
-from exporter.ledger.history import EventKind, call_history
+from exporter.ledger.history import CallHistory, EventKind, call_history
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.notifications import (
     NotificationRecord,
@@ -57,6 +58,7 @@ _EVENTS: Final = frozenset(map(str, EventKind))
 _KEPT_HEADERS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
 
 Q = TypeVar("Q", bound=schemas.ListQuery)
+FoundCall: TypeAlias = tuple[CallRecord, CallHistory]
 
 
 class Api:
@@ -207,16 +209,16 @@ class Api:
             raise LedgerError("the listing took too long") from None
 
     async def _show(self, scope: Scope, request: web.Request) -> web.Response:
-        return _json(await call_details(self._app, await self._find(scope, request)))
+        return _json(call_details(self._app, *await self._find(scope, request)))
 
     async def _delete(self, scope: Scope, request: web.Request) -> web.Response:
-        record = await self._find(scope, request)
+        record, _ = await self._find(scope, request)
         if record.state != FINISHED and await self._app.calls.delete(record.id):
             return web.Response(status=204)
         await self._find(scope, request)  # raises 404 if another request deleted the call
         raise ProblemError(409, "the call has finished")
 
-    async def _find(self, scope: Scope, request: web.Request) -> CallRecord:
+    async def _find(self, scope: Scope, request: web.Request) -> FoundCall:
         try:
             found = await find_named(self._app, scope.accounts, request)
         except ValueError as error:
@@ -271,9 +273,7 @@ class Api:
         return _json(to_json(schemas.openapi(scope, self._external_path), indent=2))
 
 
-async def find_named(
-    app: App, accounts: Collection[str], request: web.Request
-) -> CallRecord | None:
+async def find_named(app: App, accounts: Collection[str], request: web.Request) -> FoundCall | None:
     """Return the call that a path names; None if these accounts have none, or it was deleted.
 
     Calls of canaries are left out. Raises `ValueError` if the path contains no id.
@@ -281,16 +281,29 @@ async def find_named(
     account, name = request.match_info["account"], reference_id(request.match_info["reference_id"])
     if account not in accounts:
         return None
-    found = await app.ledger.execute(find_call, account, name, canaries=False)
-    return found if found and found.state != DELETED else None
+    # In one transaction: otherwise the call may finish or be pruned between the two.
+    return await app.ledger.execute(_find_call, account, name)
 
 
-async def call_details(app: App, record: CallRecord) -> schemas.CallDetails:
+def _find_call(connection: Connection, account: str, name: str) -> FoundCall | None:
+    found = find_call(connection, account, name, canaries=False)
+    if found is None or found.state == DELETED:
+        return None
+    return found, call_history(connection, found.id)
+
+
+def call_details(app: App, record: CallRecord, history: CallHistory) -> schemas.CallDetails:
     """Return a call of the ledger with its history, and how it is polled if it is polled here."""
-    ledger, ahead = app.ledger, app.ledger.clock.ahead
-    price, events = await ledger.execute(call_history, record.id)
-    history = [event._replace(at=event.at - ahead) for event in events if event.event in _EVENTS]
-    fields = {**ledger.to_machine_time(record)._asdict(), "price": price, "history": history}
+    ahead = app.ledger.clock.ahead
+    fields = {
+        **app.ledger.to_machine_time(record)._asdict(),
+        "price": history.price,
+        "history": [
+            event._replace(at=event.at - ahead)
+            for event in history.events
+            if event.event in _EVENTS
+        ],
+    }
     account = app.accounts.get(record.account)
     if account is not None and (call := account.poller.calls.get(record.id)):
         fields["polls"] = call.polls

@@ -291,7 +291,7 @@ class WebServer:
         call = None
         with suppress(ValueError):  # not an id
             if found := await find_named(app, accounts, request):
-                call = await call_details(app, found)
+                call = call_details(app, *found)
         status = 200 if call else 404 if viewer.authenticated else 401
         response = await self._page(
             request, lambda: CallView(time.time(), viewer, accounts, call), status

@@ -9,6 +9,7 @@ import pytest_asyncio
 from exporter.calls import CallbackOutcome
 from exporter.config import CallbackConfig, CallConfig, WatchConfig
 from exporter.ids import reference_id
+from exporter.ledger.history import call_history
 from exporter.sources.callback import CallbackSource
 from exporter.sources.source import SourceContext
 from exporter.tracker import CallTracker
@@ -55,9 +56,11 @@ async def take(
 
 
 async def history(exporter: Exporter, name: str) -> list[HistoryEvent]:
-    found = await exporter.service.calls.find("main", reference_id(name))
+    service = exporter.service
+    found = await service.calls.find("main", reference_id(name))
     assert found is not None
-    return (await call_details(exporter.service, found)).history
+    events = await service.ledger.execute(call_history, found.id)
+    return call_details(service, found, events).history
 
 
 async def test_a_callback_reaches_the_one_that_polls_the_call(scene: Scene, pair: Pair) -> None:

@@ -6,11 +6,13 @@ import re
 from datetime import datetime
 from urllib.parse import urljoin
 
+from sqlalchemy import Connection, delete, event
 from structlog.testing import capture_logs
 
 from exporter.calls import CallState
 from exporter.config import ApiConfig
 from exporter.ids import reference_id
+from exporter.ledger.schema import calls
 from exporter.ledger.types import NewCall
 from exporter.simulator import Plan
 from tests.waiting import until
@@ -24,8 +26,7 @@ async def finished(bench: Bench, *names: str, account: str = "main") -> None:
     """Have calls that failed in the ledger."""
     for name in names:
         bench.simulator.add_call(account, name, FAILED)
-    calls = [NewCall(account, reference_id(name), {}) for name in names]
-    await bench.app.calls.push([calls])
+    await bench.app.calls.push([[NewCall(account, reference_id(name), {}) for name in names]])
     await until(lambda: bench.app.calls.count == 0)
 
 
@@ -78,6 +79,25 @@ async def test_what_is_no_call(bench: Bench) -> None:
     # The ledger fails.
     async with bench.ledger_held():
         assert await bench.status("/calls/main/x") == 401  # checked before the ledger
+
+
+async def test_a_call_that_is_pruned_while_it_is_read(bench: Bench) -> None:
+    await finished(bench, ID)
+    read: list[str] = []
+
+    def prune(connection: Connection) -> None:
+        if read:
+            connection.execute(delete(calls))
+
+    def note(_c: object, _r: object, sql: str, *_: object) -> None:
+        read.extend([sql] if "calls.normalized_id =" in sql else [])
+
+    engine = bench.app.ledger.database.engine
+    event.listen(engine, "before_cursor_execute", note)
+    event.listen(engine, "commit", prune)
+    status, call = await bench.ask("GET", "/calls/main/ab1")
+    assert (status, [found["event"] for found in call["history"]]) == (200, ["watched", "finished"])
+    assert (await bench.ask("GET", "/calls/main/ab1"))[0] == 404
 
 
 async def test_the_search_box_and_the_newest_failures_lead_to_the_call(idle: Bench) -> None:
