@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import closing, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import product
 from pathlib import Path
-from typing import Final
+from threading import Thread
+from typing import Final, TypeVar
 
 import click
 
 from exporter.cli import options
 from exporter.errors import ClientCertificateError, RemoteExporterError
 from exporter.web.sockets import ListenAddress
+
+R = TypeVar("R")
 
 PROGRAM: Final = "esms-exporter"
 
@@ -54,7 +59,8 @@ def get(
     problem = ""
     for host, scheme in product(hosts, schemes):
         try:
-            if response := _request(host, address.port, scheme, path, timeout):
+            request = partial(_request, host, address.port, scheme, path, timeout)
+            if response := _in_time(request, timeout):
                 return response
             problem = "another program responds at this address"
         except ssl.SSLError as error:
@@ -66,6 +72,23 @@ def get(
             reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
             problem = problem or f"no answer ({reason})"
     raise RemoteExporterError(f"{address}: {problem}")
+
+
+def _in_time(function: Callable[[], R], timeout: float) -> R:
+    """Run a function in a thread; raise `TimeoutError` after a timeout in seconds.
+
+    The timeout of a connection bounds each of its reads, but not their number.
+    """
+    done = Future[R]()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised by the future
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return done.result(timeout)
 
 
 def _request(

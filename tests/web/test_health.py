@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from exporter.app import App
 from exporter.cli import commands
+from exporter.cli.health import get
 from exporter.config import Config
 from exporter.errors import RemoteExporterError
 from exporter.sources.configuration import ConfigFile
@@ -92,6 +93,19 @@ async def test_something_else_that_answers_is_no_exporter() -> None:
     async with peer(says(response(b""))) as port:
         ended = await health(f"--web.listen-address=127.0.0.1:{port}")
     assert str(ended.exception) == f"127.0.0.1:{port}: another program responds at this address"
+
+
+async def test_a_server_that_drips_is_no_exporter() -> None:
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"H")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with peer(drip) as port:
+        address = ListenAddress("127.0.0.1", port)
+        with pytest.raises(RemoteExporterError, match=r"no answer \(TimeoutError\)"):
+            await asyncio.to_thread(get, address, ("http",), timeout=0.5)
 
 
 async def test_in_a_container_the_options_are_those_of_the_first_process(tmp_path: Path) -> None:
