@@ -106,6 +106,9 @@ def completion(shell: str) -> None:
     click.echo(kind(commands, {}, _NAME, "_ESMS_EXPORTER_COMPLETE").source())
 
 
+_MIN_FILES: Final = 64
+"""The event loop, a ledger and a few connections need some 30 descriptors."""
+
 _UNWRITABLE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Errors of the file that standard output is redirected to."""
 
@@ -128,15 +131,25 @@ def _prepare_standard_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _set_limits() -> None:
+    """Allow no core dump, which would contain keys, and as many open files as possible.
+
+    Raises:
+        ExporterError: too few files can be open.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The usual soft limit of 1024 files exists for programs that use select(2); this one does not.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if 0 <= hard < _MIN_FILES:  # negative for no limit
+        raise ExporterError(f"needs {_MIN_FILES} open files; raise `ulimit -n` ({hard})")
+
+
 def main() -> None:
     """Run the command line: exit code 0 for success, 1 for failure, 2 for wrong usage."""
     _prepare_standard_streams()
-    # No core dump: it would contain keys. The usual soft limit of 1024 files exists for programs
-    # that use select(2); this one does not.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
+        _set_limits()
         commands.main(prog_name=_NAME)
     except (ExporterError, OSError) as error:
         problem = str(error)

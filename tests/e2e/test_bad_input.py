@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli import commands as command_line
+from tests import subprocesses
 from tests.e2e import commands
 from tests.e2e.processes import Exporter, configure
 
@@ -84,6 +85,13 @@ async def test_what_it_does_not_start_with(tmp_path: Path) -> None:
         1,
         [f"{problem}stop the program that uses it, or choose another --web.listen-address"],
     )
+
+
+def test_too_few_files_can_be_open() -> None:
+    limited = ("sh", "-c", 'ulimit -n 10 && exec "$@"', "sh")
+    ended = subprocesses.run(*limited, *subprocesses.ESMS_EXPORTER, "schema")
+    problem = "esms-exporter: needs 64 open files; raise `ulimit -n` (10)\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", problem)
 
 
 @pytest.mark.parametrize(
