@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import exporter as package
+from exporter.cli.diagnostics import log_lines
 from exporter.errors import ExporterError
 from exporter.simulator import Plan, Simulator
 from tests.databases import Server
@@ -89,6 +90,18 @@ async def test_a_shared_ledger(tmp_path: Path, simulator: Simulator, server: Ser
         ledger = json.loads(found["ledger.json"])
         assert (ledger["engine"], ledger["rows"]["calls"]) == ("postgresql", 1)
         assert ledger["bytes"] > 8192
+
+
+def test_lines_of_other_programs_in_the_log() -> None:
+    time, phone, mixed = "2025-03-14T07:32:20.123456Z", "84 901-888-484", f"90188848-4{ID[10:]}"
+    log = (
+        f"timestamp={time} level=info event=dialled to={phone} call={mixed} seconds=1.5\n"
+        f'app: {{"timestamp": "{time}", "level": "info", "event": "{phone}", "to": 84901888484}}\n'
+    )
+    assert list(log_lines(io.BytesIO(log.encode()))) == [
+        f"timestamp={time} level=info event=dialled to=*** call=*** seconds=1.5",
+        f'{{"timestamp": "{time}", "level": "info", "event": "***", "to": ***}}',
+    ]
 
 
 def files(folder: Path) -> dict[Path, bytes]:
