@@ -120,6 +120,7 @@ class App:
         self._retiring: set[asyncio.Task[None]] = set()  # stopping accounts
         self._committer: asyncio.Task[None] | None = None
         self.loaded = False
+        self._stopping = False
         self._register_metrics()
 
     def _register_metrics(self) -> None:
@@ -230,13 +231,17 @@ class App:
             with gc_paused():
                 config = await self._read(self.load)
                 async with self._apply_lock:
-                    await self._apply(config)
+                    if not self._stopping:
+                        await self._apply(config)
         except (ConfigError, LedgerError) as error:
-            if isinstance(error, LedgerError):
-                # The configuration is correct: retry without waiting for a change.
-                self._reload_at = time.monotonic() + self._ledger_retry
-            self._not_reloaded(error)
-            raise
+            if not self._stopping:
+                if isinstance(error, LedgerError):
+                    # The configuration is correct: retry without waiting for a change.
+                    self._reload_at = time.monotonic() + self._ledger_retry
+                self._not_reloaded(error)
+                raise
+        if self._stopping:
+            raise ExporterError("the exporter is stopping")
         _log.info("configuration reloaded", accounts=len(self.accounts), calls=self.calls.count)
 
     def _not_reloaded(self, error: ConfigError | LedgerError) -> None:
@@ -258,6 +263,7 @@ class App:
 
         The parts stop concurrently, so that one that hangs does not delay the others.
         """
+        self._stopping = True
         timeout = self.config.shutdown_timeout if self.config else 1.0
         deadline = time.monotonic() + timeout
         await asyncio.gather(
@@ -467,7 +473,7 @@ class App:
                     except ConfigError as error:
                         self._not_reloaded(error)
                 if new:
-                    with suppress(ConfigError, LedgerError):  # logged and counted there
+                    with suppress(ExporterError):  # logged and counted there
                         await self._reload()
 
     async def _prune(self) -> None:

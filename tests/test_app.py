@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from exporter.app import App
 from exporter.calls import CallbackOutcome, Finished, Result, Status, WatchedCall
 from exporter.config import CallConfig, Config, WatchConfig, load_config
-from exporter.errors import ConfigError, LedgerError, Problem
+from exporter.errors import ConfigError, ExporterError, LedgerError, Problem
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
@@ -165,6 +165,26 @@ async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
     bench.service.load = good
     await bench.service.reload()
     assert not bench.service.config_status.problems
+
+
+async def test_a_reload_while_it_stops_is_no_failure(bench: Bench) -> None:
+    service, loading, stopped = bench.service, threading.Event(), threading.Event()
+
+    def load() -> Config:
+        loading.set()
+        assert stopped.wait(DEADLINE)
+        return bench.config
+
+    service.load = load
+    reload = asyncio.create_task(service.reload())
+    await until(loading.is_set)
+    await bench.stop()
+    with capture_logs() as logs:
+        stopped.set()
+        with pytest.raises(ExporterError, match="the exporter is stopping"):
+            await reload
+    assert not logs
+    assert not service.config_status.problems
 
 
 async def test_a_reload_that_met_a_broken_ledger_is_made_up_for(
