@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,8 +27,12 @@ def test_it_appears_complete_and_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "file.unfinished").write_text("what a killed command left")
     with pytest.raises(ZeroDivisionError), new_file(tmp_path / "file") as file:
         file.write(b"%d" % (1 // 0))
+    full = pytest.raises(ExporterError, match=r"file: cannot be written \(File too large\)")
+    with full, new_file(tmp_path / "file"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     missing = new_file(tmp_path / "missing" / "file")
     with pytest.raises(ExporterError, match=r"cannot be written \(No such file"), missing:
         pass

@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from exporter.app import App
 from exporter.canaries.canaries import Canaries
@@ -51,8 +53,8 @@ def clock() -> Clock:
 class Scene:
     """An exporter, and the provider that it calls."""
 
-    def __init__(self, folder: Path, provider: Simulator, service: App) -> None:
-        self.config = folder / "config.yaml"
+    def __init__(self, folder: Path, clock: Clock, provider: Simulator, service: App) -> None:
+        self.config, self.clock = folder / "config.yaml", clock
         self.provider = provider
         self.placed = Placed(provider)
         self.service = service
@@ -65,6 +67,14 @@ class Scene:
     def success(self) -> float:
         return value(self.service.metrics, "esms_canary_success", account="main", canary="hourly")
 
+    def rows(self, query: str) -> list[Any]:  # Any: of several types
+        return rows(self.config.parent, query)
+
+    async def at(self, now: float, **totals: float) -> None:
+        """Set the clock, and wait until runs have come to this."""
+        self.clock.set(now)
+        await until(lambda: all(self.total(result) == n for result, n in totals.items()))
+
     async def change(self, old: str, new: str) -> None:
         """Replace a text in the configuration, and have it reloaded."""
         self.config.write_text(self.config.read_text().replace(old, new))
@@ -75,7 +85,7 @@ class Scene:
 async def scene(folder: Path, clock: Clock, canary: str = RECORDING) -> AsyncIterator[Scene]:
     async with simulator() as provider:
         config = configured(folder, provider.url, canary)
-        there = Scene(folder, provider, await started(config, clock))
+        there = Scene(folder, clock, provider, await started(config, clock))
         # What was due before it was configured would not be placed.
         await until(lambda: bool(samples(there.service.metrics, "esms_canary_runs_total")))
         try:
@@ -83,6 +93,12 @@ async def scene(folder: Path, clock: Clock, canary: str = RECORDING) -> AsyncIte
         finally:
             await there.service.stop()
             assert there.service.supervisor.failure is None
+
+
+@pytest_asyncio.fixture
+async def there(tmp_path: Path, clock: Clock) -> AsyncIterator[Scene]:
+    async with scene(tmp_path, clock) as there:
+        yield there
 
 
 async def started(config: Path, clock: Clock) -> App:
@@ -93,58 +109,54 @@ async def started(config: Path, clock: Clock) -> App:
     return service
 
 
-async def test_a_call_is_placed_when_it_is_due(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        await asyncio.sleep(0.5)
-        assert there.placed.codes == []
-        clock.set(NOON + 1)
-        await until(lambda: there.total("success") == 1)
-        assert there.success == 1
-        assert len(there.placed.codes) == 1
-        await until(lambda: there.service.canaries.statuses[0][1].result is not None)
-        ((name, run, due),) = there.service.canaries.statuses
-        assert (name, run.result, due) == ("hourly", "success", NOON + 600)
-        assert NOON <= run.started_at < NOON + 60
+async def test_a_call_is_placed_when_it_is_due(there: Scene) -> None:
+    await asyncio.sleep(0.5)
+    assert there.placed.codes == []
+    await there.at(NOON + 1, success=1)
+    assert there.success == 1
+    assert len(there.placed.codes) == 1
+    await until(lambda: there.service.canaries.statuses[0][1].result is not None)
+    ((name, run, due),) = there.service.canaries.statuses
+    assert (name, run.result, due) == ("hourly", "success", NOON + 600)
+    assert NOON <= run.started_at < NOON + 60
+    assert [request["Phone"] for request in there.placed.requests] == [PHONE]
+    metrics, stage = there.service.metrics, "esms_canary_stage_duration_seconds"
+    assert all(value(metrics, stage, stage=name) > 0 for name in ("accepted", "finished"))
+    assert value(metrics, "esms_canary_last_success_timestamp_seconds") > 0
+    assert value(metrics, "esms_api_requests_total", operation="make_call", outcome="ok") == 1
+    assert value(metrics, "esms_calls_total") == value(metrics, "esms_calls_watched") == 0
 
 
-async def test_a_clock_that_is_set_calls_nobody_twice(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        clock.set(NOON + 1)
-        await until(lambda: there.total("success") == 1)
-        clock.set(NOON - 10)
-        await asyncio.sleep(0.3)
-        clock.set(NOON + 5)
-        await asyncio.sleep(0.3)
-        assert len(there.placed.codes) == 1
-        # Leapt over: 12:10 and 12:20, which nobody makes up for; and 12:30 is placed.
-        clock.set(NOON + 1801)
-        await until(lambda: there.total("success") == 2)
-        await until(lambda: there.total("missed") == 2)
-        # What was wrongly leapt over is placed when its time comes.
-        clock.set(NOON + 601)
-        await until(lambda: there.total("success") == 3)
-        assert there.total("missed") == 2
-        assert len(there.placed.codes) == 3
+async def test_a_clock_that_is_set_calls_nobody_twice(there: Scene) -> None:
+    await there.at(NOON + 1, success=1)
+    there.clock.set(NOON - 10)
+    await asyncio.sleep(0.3)
+    there.clock.set(NOON + 5)
+    await asyncio.sleep(0.3)
+    assert len(there.placed.codes) == 1
+    # Leapt over: 12:10 and 12:20, which nobody makes up for; and 12:30 is placed.
+    await there.at(NOON + 1801, success=2, missed=2)
+    # What was wrongly leapt over is placed when its time comes.
+    await there.at(NOON + 601, success=3)
+    assert there.total("missed") == 2
+    assert len(there.placed.codes) == 3
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_call_is_not_late_because_a_clock_was_set(
-    tmp_path: Path, clock: Clock, *, restarted: bool
-) -> None:
-    async with scene(tmp_path, clock) as there:
-        there.provider.faults.set("x", NO_STATUS)
-        clock.set(NOON + 1)
-        await until(lambda: there.placed.codes == ["100"])
-        await asyncio.sleep(0.5)
-        clock.set(NOON + 300)
-        await asyncio.sleep(0.5)
-        if restarted:
-            await there.service.stop()
-            clock.set(NOON + 300_000)
-            there.service = await started(there.config, clock)
-        there.provider.faults.clear()
-        await until(lambda: there.total("success") == 1)
-        assert there.total("late") == 0
+async def test_a_call_is_not_late_because_a_clock_was_set(there: Scene, *, restarted: bool) -> None:
+    there.provider.faults.set("x", NO_STATUS)
+    there.clock.set(NOON + 1)
+    await until(lambda: there.placed.codes == ["100"])
+    await asyncio.sleep(0.5)
+    there.clock.set(NOON + 300)
+    await asyncio.sleep(0.5)
+    if restarted:
+        await there.service.stop()
+        there.clock.set(NOON + 300_000)
+        there.service = await started(there.config, there.clock)
+    there.provider.faults.clear()
+    await until(lambda: there.total("success") == 1)
+    assert there.total("late") == 0
 
 
 async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock) -> None:
@@ -160,85 +172,72 @@ async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock)
         assert len(there.placed.codes) == 1
 
 
-async def test_a_paused_account_places_nothing(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        there.service.accounts["main"].poller.hold(0.0)
-        clock.set(NOON + 1)
-        await until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
-        clock.set(NOON + 61)
-        await until(lambda: there.total("missed") == 1)
-        assert there.placed.codes == []
-        assert not rows(tmp_path, "SELECT 1 FROM canary_runs WHERE result IS NOT 'missed'")
+async def test_a_paused_account_places_nothing(there: Scene) -> None:
+    there.service.accounts["main"].poller.hold(0.0)
+    there.clock.set(NOON + 1)
+    await until(lambda: bool(there.rows("SELECT 1 FROM canary_runs")))
+    await there.at(NOON + 61, missed=1)
+    assert there.placed.codes == []
+    assert not there.rows("SELECT 1 FROM canary_runs WHERE result IS NOT 'missed'")
 
 
-async def test_a_canary_comes_and_goes_with_the_configuration(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        clock.set(NOON + 1)
-        await until(lambda: there.total("success") == 1)
-        canaries = there.config.read_text().partition("canaries:")[2]
-        await there.change(f"canaries:{canaries}", "# none")
-        assert not samples(there.service.metrics, "esms_canary_runs_total")
-        clock.set(NOON + HOUR + 1)
-        await asyncio.sleep(0.5)
-        assert len(there.placed.codes) == 1
-        # A minute is not over, and yet it is not placed.
-        clock.set(NOON + HOUR + 30)
-        await there.change("# none", f"canaries:{canaries}")
-        await asyncio.sleep(0.5)
-        # What was due while it was not configured was not missed; its totals are there again.
-        assert (there.total("success"), there.total("missed")) == (1, 0)
-        clock.set(NOON + HOUR + 601)
-        await until(lambda: there.total("success") == 2)
+async def test_a_canary_comes_and_goes_with_the_configuration(there: Scene) -> None:
+    await there.at(NOON + 1, success=1)
+    canaries = there.config.read_text().partition("canaries:")[2]
+    await there.change(f"canaries:{canaries}", "# none")
+    assert not samples(there.service.metrics, "esms_canary_runs_total")
+    there.clock.set(NOON + HOUR + 1)
+    await asyncio.sleep(0.5)
+    assert len(there.placed.codes) == 1
+    # A minute is not over, and yet it is not placed.
+    there.clock.set(NOON + HOUR + 30)
+    await there.change("# none", f"canaries:{canaries}")
+    await asyncio.sleep(0.5)
+    # What was due while it was not configured was not missed; its totals are there again.
+    assert (there.total("success"), there.total("missed")) == (1, 0)
+    await there.at(NOON + HOUR + 601, success=2)
 
 
-async def test_a_canary_shows_the_account_that_places_it(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        clock.set(NOON + 1)
-        await until(lambda: there.total("success") == 1)
-        await there.change("name: main", "name: hotline")
+async def test_a_canary_shows_the_account_that_places_it(there: Scene) -> None:
+    await there.at(NOON + 1, success=1)
+    await there.change("name: main", "name: hotline")
 
-        def shown() -> dict[tuple[str, ...], float]:
-            runs = samples(there.service.metrics, "esms_canary_runs_total", result="success")
-            return {tuple(run.labels.values()): run.value for run in runs}
+    def shown() -> dict[tuple[str, ...], float]:
+        runs = samples(there.service.metrics, "esms_canary_runs_total", result="success")
+        return {tuple(run.labels.values()): run.value for run in runs}
 
-        await until(lambda: shown() == {("hotline", "hourly", "success"): 1})
+    await until(lambda: shown() == {("hotline", "hourly", "success"): 1})
 
 
-async def test_other_times_were_not_missed_before_they_were_configured(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with scene(tmp_path, clock) as there:
-        clock.set(NOON - 50)
-        await there.change("every: 10m", "every: 1h")
-        since = f"SELECT 1 FROM canaries WHERE since >= {NOON - 50}"
-        await until(lambda: bool(rows(tmp_path, since)))
-        clock.set(NOON + 1)
-        await until(lambda: there.total("success") == 1)
-        clock.set(NOON + 3500)
-        seen = f"SELECT 1 FROM canaries WHERE seen_until = {NOON}"
-        await until(lambda: bool(rows(tmp_path, seen)))
-        await there.change("every: 1h", "every: 10m")
-        since = f"SELECT 1 FROM canaries WHERE since >= {NOON + 3500}"
-        await until(lambda: bool(rows(tmp_path, since)))
-        await asyncio.sleep(0.3)
-        assert there.total("missed") == 0
-        clock.set(NOON + HOUR + 1)
-        await until(lambda: there.total("success") == 2)
-        assert there.total("missed") == 0
+async def test_other_times_were_not_missed_before_they_were_configured(there: Scene) -> None:
+    there.clock.set(NOON - 50)
+    await there.change("every: 10m", "every: 1h")
+    since = f"SELECT 1 FROM canaries WHERE since >= {NOON - 50}"
+    await until(lambda: bool(there.rows(since)))
+    await there.at(NOON + 1, success=1)
+    there.clock.set(NOON + 3500)
+    seen = f"SELECT 1 FROM canaries WHERE seen_until = {NOON}"
+    await until(lambda: bool(there.rows(seen)))
+    await there.change("every: 1h", "every: 10m")
+    since = f"SELECT 1 FROM canaries WHERE since >= {NOON + 3500}"
+    await until(lambda: bool(there.rows(since)))
+    await asyncio.sleep(0.3)
+    assert there.total("missed") == 0
+    await there.at(NOON + HOUR + 1, success=2)
+    assert there.total("missed") == 0
 
 
-async def test_a_ledger_that_cannot_be_written_places_nothing(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        ledger = tmp_path / "ledger.db"
-        aside = tmp_path / "aside.db"
-        ledger.rename(aside)
-        ledger.write_bytes(b"another file")
-        clock.set(NOON + 1)
-        await asyncio.sleep(1)
-        assert there.placed.codes == []
-        aside.rename(ledger)
-        await until(lambda: there.total("success") == 1)
-        assert len(there.placed.codes) == 1
+async def test_a_ledger_that_cannot_be_written_places_nothing(there: Scene) -> None:
+    ledger = there.config.with_name("ledger.db")
+    aside = there.config.with_name("aside.db")
+    ledger.rename(aside)
+    ledger.write_bytes(b"another file")
+    there.clock.set(NOON + 1)
+    await asyncio.sleep(1)
+    assert there.placed.codes == []
+    aside.rename(ledger)
+    await until(lambda: there.total("success") == 1)
+    assert len(there.placed.codes) == 1
 
 
 async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None:
@@ -251,66 +250,57 @@ async def test_the_end_waits_for_an_answer(tmp_path: Path, clock: Clock) -> None
     assert reference_id
 
 
-async def test_what_was_missed_for_long_is_counted_in_parts(tmp_path: Path, clock: Clock) -> None:
-    async with scene(tmp_path, clock) as there:
-        clock.set(NOON + 72 * HOUR + 1)
-        await until(lambda: there.total("missed") == 432)
+async def test_what_was_missed_for_long_is_counted_in_parts(there: Scene) -> None:
+    await there.at(NOON + 72 * HOUR + 1, missed=432)
 
 
-async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(
-    tmp_path: Path, clock: Clock
-) -> None:
+async def test_a_canary_that_goes_while_others_are_forgotten_is_forgotten(there: Scene) -> None:
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
         held.set()
         go_on.wait(DEADLINE)
 
-    async with scene(tmp_path, clock) as there:
-        config = there.service.config
-        assert config
-        holding = asyncio.create_task(there.service.ledger.call(hold))
-        await until(held.is_set)
-        timeout = config.polling.timeout
-        there.service.canaries.configure(config.canaries, ["main"], timeout)
-        await asyncio.sleep(0.5)  # the others are being forgotten
-        there.service.canaries.configure((), ["main"], timeout)
-        go_on.set()
-        await holding
-        await until(lambda: rows(tmp_path, "SELECT since FROM canaries") == [(None,)])
+    config = there.service.config
+    assert config
+    holding = asyncio.create_task(there.service.ledger.call(hold))
+    await until(held.is_set)
+    timeout = config.polling.timeout
+    there.service.canaries.configure(config.canaries, ["main"], timeout)
+    await asyncio.sleep(0.5)  # the others are being forgotten
+    there.service.canaries.configure((), ["main"], timeout)
+    go_on.set()
+    await holding
+    await until(lambda: there.rows("SELECT since FROM canaries") == [(None,)])
 
 
 async def test_a_call_that_waits_is_placed_with_the_keys_and_the_number_of_then(
-    tmp_path: Path, clock: Clock
+    there: Scene,
 ) -> None:
-    async with scene(tmp_path, clock) as there:
-        poller = there.service.accounts["main"].poller
-        poller.hold(0.0)
-        clock.set(NOON + 1)
-        await until(lambda: bool(rows(tmp_path, "SELECT 1 FROM canary_runs")))
-        there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
-        await there.change("key-main", "key-new")
-        await there.change(PHONE, "0987654321")
-        poller.hold(math.inf)
-        await until(lambda: there.total("success") == 1)
-        assert there.placed.codes == ["100"]
-        assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
+    poller = there.service.accounts["main"].poller
+    poller.hold(0.0)
+    there.clock.set(NOON + 1)
+    await until(lambda: bool(there.rows("SELECT 1 FROM canary_runs")))
+    there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
+    await there.change("key-main", "key-new")
+    await there.change(PHONE, "0987654321")
+    poller.hold(math.inf)
+    await until(lambda: there.total("success") == 1)
+    assert there.placed.codes == ["100"]
+    assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
 
 
-async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with scene(tmp_path, clock) as there:
-        there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
-        clock.set(NOON + 1)
-        await until(lambda: there.provider.traffic.open == 1)
-        await there.change("name: main", "name: other")
-        accepted = "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"
-        assert not rows(tmp_path, accepted)
-        await until(lambda: bool(rows(tmp_path, accepted)))
-        await asyncio.sleep(0.1)
-        requests = samples(there.service.metrics, "esms_api_requests_total")
-        assert {request.labels["account"] for request in requests} == {"other"}
+async def test_an_account_that_goes_while_it_places_a_call_leaves_no_series(there: Scene) -> None:
+    there.provider.faults.set("x", Fault(FaultKind.LATENCY, seconds=1.0))
+    there.clock.set(NOON + 1)
+    await until(lambda: there.provider.traffic.open == 1)
+    await there.change("name: main", "name: other")
+    accepted = "SELECT 1 FROM canary_runs WHERE reference_id IS NOT NULL"
+    assert not there.rows(accepted)
+    await until(lambda: bool(there.rows(accepted)))
+    await asyncio.sleep(0.1)
+    requests = samples(there.service.metrics, "esms_api_requests_total")
+    assert {request.labels["account"] for request in requests} == {"other"}
 
 
 @pytest.mark.parametrize(
@@ -339,30 +329,24 @@ async def test_what_a_run_comes_to(
             assert there.placed.requests[0]["VariableListStr"] == "Trung||20000"
 
 
-async def test_runs_survive_a_restart_and_what_was_due_meanwhile_is_missed(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with scene(tmp_path, clock) as there:
-        clock.set(NOON + 1)
-        await until(lambda: there.total("success") == 1)
-        await there.service.stop()
-        clock.set(NOON + 3001)
-        there.service = await started(there.config, clock)
-        await until(lambda: there.total("missed") == 4)
-        await until(lambda: there.total("success") == 2)
-        assert there.success == 1
-        assert len(set(there.placed.request_ids)) == len(there.placed.requests) == 2
+async def test_runs_survive_a_restart_and_what_was_due_meanwhile_is_missed(there: Scene) -> None:
+    await there.at(NOON + 1, success=1)
+    await there.service.stop()
+    there.clock.set(NOON + 3001)
+    there.service = await started(there.config, there.clock)
+    await until(lambda: there.total("missed") == 4)
+    await until(lambda: there.total("success") == 2)
+    assert there.success == 1
+    assert len(set(there.placed.request_ids)) == len(there.placed.requests) == 2
 
 
 async def test_a_run_whose_exporter_died_before_its_request_is_unsure_and_not_begun_again(
-    tmp_path: Path, clock: Clock
+    there: Scene,
 ) -> None:
-    async with scene(tmp_path, clock) as there:
-        due, now = int(NOON), there.service.ledger.clock.now()
-        begun = now - 100
-        intent = Intent("hourly", due, "main", "x", "answered", None, begun, now, 9, (0, 2e9))
-        await there.service.ledger.execute(begin, intent)
-        clock.set(NOON + 1)
-        await until(lambda: there.total("unsure") == 1)
-        await asyncio.sleep(0.3)
-        assert there.placed.codes == []
+    due, now = int(NOON), there.service.ledger.clock.now()
+    begun = now - 100
+    intent = Intent("hourly", due, "main", "x", "answered", None, begun, now, 9, (0, 2e9))
+    await there.service.ledger.execute(begin, intent)
+    await there.at(NOON + 1, unsure=1)
+    await asyncio.sleep(0.3)
+    assert there.placed.codes == []

@@ -21,6 +21,7 @@ from tests import subprocesses
 from tests.docs.pages import text as page
 from tests.e2e.processes import Exporter, Series, configure, listed, parsed, total
 from tests.ports import free_port
+from tests.programs import PROMETHEUS, of_prometheus
 from tests.waiting import deadline
 
 LIVE = Plan(queued=10_000)
@@ -78,7 +79,12 @@ async def test_every_metric_is_there_before_the_first_call_has_finished(
         assert not [name for name in text.splitlines() if "_created" in name]
         async with http.get(f"{exporter.url}/metrics") as answer:
             assert answer.headers["Content-Type"] == TEXT
-            samples = parsed(await answer.text())
+            text = await answer.text()
+        for version in PROMETHEUS:
+            command = (of_prometheus("promtool", version), "check", "metrics")
+            checked = await asyncio.to_thread(subprocesses.run, *command, input=text)
+            assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", ""), version
+        samples = parsed(text)
         endings = {"counter": "_total", "histogram": "_count", "gauge": ""}
         names = {name for name, _ in samples}
         assert {name + endings[kind] for name, (kind, _) in catalogue.items()} <= names
@@ -86,6 +92,18 @@ async def test_every_metric_is_there_before_the_first_call_has_finished(
         labels = {"account": "main", "campaign": "otp"}
         ending = {"result": "failure", "status": "no_answer"}
         assert samples["esms_calls_total", frozenset((labels | ending).items())] == 0
+
+
+async def test_without_auto_reload(tmp_path: Path, simulator: Simulator) -> None:
+    watch = {"files": ["*.csv"]}
+    config = configure(tmp_path, simulator, watch=watch)
+    async with Exporter(config, "--no-config.auto-reload") as exporter:
+        await exporter.ready()
+        configure(tmp_path, simulator, [listed("a")], watch=watch)
+        (tmp_path / "a.csv").write_text("reference_id,account\nb,main\nc,main\n")
+        # Files of calls are a source of their own; the configuration is as it was.
+        await exporter.until(lambda found: total(found, "esms_calls_watched") == 2)
+        assert "configuration reloaded" not in exporter.output
 
 
 async def test_a_bad_configuration_leaves_the_good_one_in_force(

@@ -205,13 +205,8 @@ async def test_where_the_archive_goes(tmp_path: Path) -> None:
     (made,) = files(tmp_path).keys() - {tmp_path / "config.yaml"}
     assert re.fullmatch(r"esms-exporter-diagnostics-\d{8}T\d{6}Z\.tar\.gz", made.name)
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
-    for target, problem in (
-        (made, "exists already; name another file"),
-        (tmp_path / "no" / "folder", "cannot be written (No such file or directory)"),
-        (Path("/dev/full/x"), "cannot be written (Not a directory)"),
-    ):
-        with pytest.raises(ExporterError, match=re.escape(f"{target}: {problem}")):
-            await invoke(tmp_path, *arguments, f"--output={target}")
+    with pytest.raises(ExporterError, match="exists already; name another file"):
+        await invoke(tmp_path, *arguments, f"--output={made}")
     for wrong in ("--log-file=missing", "--web.route-prefix=?", "--unknown"):
         assert (await invoke(tmp_path, *arguments, wrong)).code == 2
     assert (await invoke(tmp_path, "diagnostics")).code == 2

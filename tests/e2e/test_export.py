@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import resource
 import signal
 import time
 import tracemalloc
@@ -432,32 +431,6 @@ async def test_at_a_terminal(tmp_path: Path) -> None:
     assert re.search("calls .*7200/7200", screen.seen)
     assert re.search("series .*3/3", screen.seen)
     assert "history.txt: 7200 calls" in screen.seen
-
-
-def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    many(tmp_path, 2_000)
-    file = tmp_path / "calls.csv"
-    left = tmp_path / "calls.csv.unfinished"
-    left.write_text("what a killed command left")
-    arguments = "--format=csv", f"--output-file={file}"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        found = export(tmp_path, *arguments)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert isinstance(found.exception, ExporterError)
-    assert str(found.exception) == f"{file}: cannot be written (File too large)"
-    assert not file.exists()
-    assert not left.exists()
-    assert export(tmp_path, *arguments).exit_code == 0
-    before = file.read_bytes()
-    assert before.count(b"\n") == 2_001
-    found = export(tmp_path, *arguments)
-    assert str(found.exception) == f"{file}: exists already; name another file"
-    assert file.read_bytes() == before
-    found = export(tmp_path, "--format=csv", f"--output-file={tmp_path}/missing/calls.csv")
-    assert str(found.exception).endswith("calls.csv: cannot be written (No such file or directory)")
 
 
 UNREADABLE: Mapping[str, tuple[str, str]] = {

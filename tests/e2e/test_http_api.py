@@ -95,10 +95,3 @@ async def test_a_program_hands_calls_over(
     script.write_text(start + example(language) + call)
     assert await run(exporter, interpreter, str(script)) == {"added": 2, "known": 0}
     assert await run(exporter, interpreter, str(script)) == {"added": 0, "known": 2}
-
-
-async def test_by_hand(exporter: Exporter) -> None:
-    program("curl", "Debian's curl")
-    command, answer = example("console").removeprefix("$ ").rsplit("\n{", 1)
-    command = command.replace("localhost:10375", exporter.url)
-    assert await run(exporter, "sh", "-c", command) == json.loads("{" + answer)

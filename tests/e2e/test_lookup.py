@@ -154,20 +154,11 @@ async def test_both_kinds(tmp_path: Path, simulator: Simulator) -> None:
     assert row.split() == ["partly", "main", "failure", "none", "100", "69", "79,430", "VND"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("ids.csv", "reference_id,account,campaign\na,,otp\nc,other,\n"),
-        ("ids.json", '["a", "A ", {"reference_id": "c", "account": "other"}]'),
-    ],
-)
-async def test_files_as_watched_ones(
-    tmp_path: Path, simulator: Simulator, name: str, text: str
-) -> None:
+async def test_files_as_watched_ones(tmp_path: Path, simulator: Simulator) -> None:
     configure(tmp_path, simulator)
-    (tmp_path / name).write_text(text)
+    (tmp_path / "ids.json").write_text('["a", "A ", {"reference_id": "c", "account": "other"}]')
     simulator.add_call("other", "c", Plan())
-    arguments = ("A", f"--from-file={name}", "--account=main", "--output=csv")
+    arguments = ("A", "--from-file=ids.json", "--account=main", "--output=csv")
     found = await run(tmp_path, "lookup", *arguments, CONFIG)
     assert found.code == 0
     states = {(row["account"], row["reference_id"]): row["state"] for row in in_csv(found.output)}
@@ -385,24 +376,6 @@ async def test_a_file_is_resumed(
         assert found.errors == f"300 of 300 calls answered, {known} of them already in the file\n"
         assert Counter(row["reference_id"] for row in read(results.read_text())) == Counter(ids)
         assert asked == wanted
-
-
-async def test_what_was_not_answered_is_asked_again(tmp_path: Path, simulator: Simulator) -> None:
-    prepare(tmp_path, simulator, 3)
-    simulator.put_account(replace(MAIN, state=AccountState.LOCKED))
-    arguments = ("--output-file=results.csv", CONFIG)
-    ids = ["CALL-00000", "CALL-00001"]
-    assert (await run(tmp_path, "lookup", *ids, *arguments)).code == 1
-    simulator.put_account(MAIN)
-    found = await run(tmp_path, "lookup", "CALL-00001", "CALL-00002", *arguments)
-    assert found.code == 0
-    rows = in_csv((tmp_path / "results.csv").read_text())
-    # The last line of a call counts.
-    assert {row["reference_id"]: row["outcome"] for row in rows} == {
-        "CALL-00000": "auth",
-        "CALL-00001": "ok",
-        "CALL-00002": "ok",
-    }
 
 
 async def test_two_do_not_write_one_file(tmp_path: Path, simulator: Simulator) -> None:

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 import aiohttp
-from yarl import URL
 
 from exporter.simulator import Plan, Simulator
 from tests.e2e.counting import Scrapes, scraped
@@ -104,68 +103,3 @@ async def test_every_source_names_both_kinds_and_each_counts_once_through_kills(
     assert (many["kind"], many["delivered"], many["failed"]) == ("message", 100, 69)
     assert (many["result"], many["status"]) == ("failure", "none")
     assert not scrapes.backwards
-
-
-async def test_callbacks_of_messages(
-    tmp_path: Path, simulator: Simulator, http: aiohttp.ClientSession
-) -> None:
-    for name in ("accepted", "unknown", "contradictory", "forged"):
-        simulator.add_call("main", name, Plan(receivers=2, sent=1e9))
-    simulator.add_call("main", "call", Plan(sent=1e9))
-    slow = {"interval": "1h", "max_interval": "1h"}
-    config = configure(
-        tmp_path,
-        simulator,
-        [*map(message, ("accepted", "contradictory", "forged")), listed("call")],
-        account={"callback_token": "made-up-callback-token"},
-        watch={"callback": {"trust": "accept"}, "api": API},
-        polling=slow,
-    )
-    shown = []
-    async with Exporter(config, "--log.level=debug") as exporter:
-        base = URL(await exporter.ready()) / "callback/main/made-up-callback-token"
-
-        async def call_back(name: str, *, of: str = "SMSID", **more: object) -> int:
-            fields = {
-                of: name,
-                "SendFailed": "0",
-                "SendStatus": "5",
-                "SendSuccess": "2",
-                "TotalPrice": "940.0000",
-                "TotalReceiver": "2",
-                "TotalSent": "2",
-                "RequestId": "",
-                "TypeId": "23",
-                "telcoid": "2",
-                "phonenumber": PHONE,
-                **{name: str(value) for name, value in more.items()},
-            }
-            async with http.get(base.with_query(fields)) as answer:
-                shown.append(await answer.text())
-                return answer.status
-
-        for _ in range(3):  # the provider repeats it up to five times
-            assert await call_back("accepted") == 200
-        assert await call_back("unknown") == 200
-        # The other result comes too late.
-        assert await call_back("contradictory", SendSuccess=1, SendFailed=1) == 200
-        assert await call_back("contradictory") == 200
-        # Not finished, of the other kind, and malformed: none of them finishes anything.
-        assert await call_back("forged", SendStatus=2) == 200
-        assert await call_back("call") == 200
-        assert await call_back("forged", of="ReferenceId", CallStatus="ANSWERED") == 200
-        assert await call_back("") == 400
-        assert await call_back("x" * 1_000) == 400
-        found = await exporter.until(lambda it: total(it, "esms_messages_total") == 6)
-        for path in ("/", "/metrics", "/api/v1/calls?limit=100"):
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            async with http.get(f"{exporter.url}{path}", headers=headers) as answer:
-                shown.append(await answer.text())
-    assert total(found, "esms_messages_total", result="success") == 5
-    assert total(found, "esms_messages_total", result="failure") == 1
-    assert total(found, "esms_message_price_vnd_total") == 3 * 940
-    assert total(found, "esms_calls_total") == 0
-    assert total(found, "esms_messages_watched") == 1
-    assert PHONE not in "".join(shown) + exporter.output
-    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger:
-        assert PHONE not in "".join(ledger.iterdump())

@@ -75,20 +75,6 @@ def test_an_address_in_use() -> None:
     assert result.output.count("\n") == 1
 
 
-def test_an_output_that_cannot_be_written() -> None:
-    with Path("/dev/full").open("w") as full:
-        process = subprocesses.popen(
-            *(*subprocesses.ESMS_EXPORTER, "simulate", "--listen=127.0.0.1:0"),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with process as child:
-            _, errors = child.communicate(timeout=60)
-    expected = "esms-exporter: the output cannot be written: No space left on device\n"
-    assert (child.returncode, errors) == (1, expected)
-
-
 @pytest.mark.parametrize(
     ("options", "code", "error"),
     [

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-import exporter
 from exporter.errors import LedgerBusyError, LedgerError
 from exporter.ledger.store import Store
 from tests import subprocesses
@@ -144,35 +143,6 @@ def test_a_file_that_is_a_mount_of_its_own(path: Path, tmp_path: Path) -> None:
     store = opened(path)
     assert "LedgerBusyError" in open_mounted(path.parent, folder, folder / path.name)
     store.database.close()
-
-
-def test_only_the_folder_of_the_ledger_can_be_written(path: Path) -> None:
-    """SQLite would put what it sorts, and journals of statements, into a temporary file."""
-    if subprocesses.run("unshare", "--mount", "true").returncode:
-        unavailable("needs a mount namespace: run it as root, outside of a container")
-    read_only = "".join(
-        f"mount --bind {name} {name} && mount -o remount,bind,ro {name} && "
-        for name in ("/var/tmp", "/tmp")
-    )
-    # The last that SQLite tries is the working directory.
-    script = f'mount --bind "$1" /mnt && {read_only} cd /proc && shift && exec "$@"'
-    work = """
-from exporter.ledger.engine import open_database
-from exporter.ledger.types import NewCall
-from exporter.ledger.store import Store
-store = Store(open_database("sqlite:////mnt/ledger.db"))
-for part in range(3):
-    names = [f"call-{part}-{number:030}" for number in range(5_000)]
-    store.watch("files", [NewCall("main", name, {}) for name in names], 1.0)
-assert len(store.keep_only("files", set())) == 15_000
-store.database.close()
-"""
-    python = sys.executable, "-c", work
-    environ = {**os.environ, "PYTHONPATH": str(Path(exporter.__file__).parents[1])}
-    done = subprocesses.run(
-        "unshare", "--mount", "sh", "-c", script, "sh", str(path.parent), *python, env=environ
-    )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])

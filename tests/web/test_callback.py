@@ -208,6 +208,34 @@ async def test_a_canary_call_that_is_called_back_before_it_is_polled(bench: Benc
     assert (bench.counted("answered"), bench.price) == (0, {})
 
 
+async def test_messages(bench: Bench) -> None:
+    await bench.trust("accept")
+    message = {"SMSID": "", "SendFailed": "1", "SendSuccess": "2", "TotalPrice": "940.0000"}
+    message |= {**dict.fromkeys(DOCUMENTED, ""), "SendStatus": "5", "TotalReceiver": "3"}
+    known = [NewCall("main", reference_id(name), OTP, Kind.MESSAGE) for name in ("known", "open")]
+    await bench.app.calls.push([known, [NewCall("main", reference_id("call"), OTP)]])
+    # The third names no message, the fourth ends nothing, and the last is of the other kind.
+    for name, status in (("KNOWN", "5"), ("new", "5"), ("call", "5"), ("open", "2")):
+        for _ in range(2):  # the provider repeats it
+            assert await bench.call_back(**message | {"SMSID": name, "SendStatus": status}) == 200
+    assert await bench.call_back(ReferenceId="open") == 200
+    assert await bench.call_back(**message) == 400
+    told = samples(bench.app.metrics, "esms_messages_total", account="main")
+    counted = {
+        tuple(one.labels[name] for name in ("campaign", "result")): one.value
+        for one in told
+        if one.value
+    }
+    assert counted == {
+        ("otp", "success"): 2,
+        ("otp", "failure"): 1,
+        ("", "success"): 2,
+        ("", "failure"): 1,
+    }
+    assert value(bench.app.metrics, "esms_message_price_vnd_total") == 2 * 940
+    assert value(bench.app.metrics, "esms_calls_total") == 0
+
+
 async def test_contradictory_callbacks_at_once(bench: Bench) -> None:
     await bench.trust("accept")
     await bench.watch("a", LIVE)
