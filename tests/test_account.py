@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from structlog.testing import capture_logs
 
 from exporter.account import LONGEST_BALANCE_WAIT, balance_wait
 from exporter.app import App
-from exporter.config import AccountConfig, BalanceConfig, Config, LedgerConfig, PollingConfig
+from exporter.config import AccountConfig, BalanceConfig
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import CODES, Outcome
-from exporter.ids import Kind, reference_id
-from exporter.ledger.types import NewCall
+from exporter.ids import Kind
 from exporter.secrets import Secret
-from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
+from exporter.simulator import Fault, FaultKind, Plan, Simulator
 from exporter.web.status_page import Viewer, build_status_view
 from tests.e2e.processes import Series, parsed
+from tests.notify.bench import ACCOUNTS
+from tests.notify.bench import Bench as Exporting
 from tests.waiting import deadline, until
 
 OPERATION = "GetBalance_json"
@@ -49,52 +51,34 @@ def test_the_wait_doubles_up_to_a_bound(
     assert balance_wait(failures, interval, retry_after) == wait
 
 
-class Bench:
-    """An exporter, the configuration that it loads, and the stand-in that it asks."""
+class Bench(Exporting):
+    """An exporter with balances, and the stand-in that it asks for them."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
-        self.simulator = simulator
-        self.config = Config(
-            accounts=(self.account("main"), self.account("b", balance_warning=50.0)),
-            polling=PollingConfig(interval=0.1, max_interval=0.1, timeout=60),
-            balance=every(0.05),
-            ledger=LedgerConfig(url=f"sqlite:///{folder / 'ledger.db'}"),
-            shutdown_timeout=1,
-        )
         self.connected: list[AccountConfig] = []  # of each client that was made
-        self.app = App(lambda: self.config, client=self._connect)
+        app = partial(App, client=self._connect)
+        super().__init__(simulator, folder, app, balance=every(0.05), shutdown_timeout=1)
+        main, other = self.accounts
+        accounts = (main, other.model_copy(update={"balance_warning": 50.0}))
+        self.config = self.config.model_copy(update={"accounts": accounts})
 
     def _connect(self, account: AccountConfig, *args: Any, **options: Any) -> EsmsClient:
         self.connected.append(account)
         return EsmsClient(account, *args, **options)
 
-    def account(self, name: str, **changes: object) -> AccountConfig:
-        values = {
-            "name": name,
-            "api_key": Secret(f"key-{name}"),
-            "secret_key": Secret(f"secret-{name}"),
-            "base_url": self.simulator.url,
-            "balance_url": self.simulator.url,
-        }
-        return AccountConfig(**{**values, **changes})
-
-    async def reload(self, **changes: object) -> None:
-        self.config = self.config.model_copy(update=changes)
-        await self.app.reload()
-
     def shown(self) -> dict[Series, float]:
-        return parsed(generate_latest(self.app.metrics.registry).decode())
+        return parsed(generate_latest(self.service.metrics.registry).decode())
 
-    def value(self, name: str, account: str = "main", **labels: str) -> float | None:
+    def of(self, name: str, account: str = "main", **labels: str) -> float | None:
         """Return what a series shows; None where there is none."""
         return self.shown().get((name, frozenset({"account": account, **labels}.items())))
 
     def balance(self, account: str = "main") -> float | None:
-        return self.value("esms_account_balance_vnd", account)
+        return self.of("esms_account_balance_vnd", account)
 
     def requests(self, outcome: str, operation: str = "get_balance") -> float:
         labels = {"operation": operation, "outcome": outcome}
-        return self.value("esms_api_requests_total", **labels) or 0.0
+        return self.of("esms_api_requests_total", **labels) or 0.0
 
     def asked(self) -> int:
         """Return how many requests for balances the provider saw."""
@@ -116,68 +100,64 @@ def every(seconds: float) -> BalanceConfig:
 
 @pytest_asyncio.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    accounts = [
-        Account("main", "key-main", "secret-main", balance=36_693),
-        Account("b", "key-b", "secret-b", balance=0),
-    ]
-    async with Simulator(accounts=accounts) as simulator:
+    main, other = (
+        replace(one, balance=vnd) for one, vnd in zip(ACCOUNTS, (36_693, 0), strict=True)
+    )
+    async with Simulator(accounts=[main, other]) as simulator:
         simulator.add_call("main", "call", Plan(queued=math.inf))
-        bench = Bench(simulator, tmp_path)
-        await bench.app.open()
-        await bench.app.start()
-        yield bench
-        await bench.app.stop()
+        async with Bench(simulator, tmp_path) as bench:
+            yield bench
 
 
 async def test_balances_are_shown_and_change_with_the_providers(bench: Bench) -> None:
     begun = time.time() - 10
-    await until(lambda: bench.balance() == 36_693 and bench.balance("b") == 0)
-    known_at = bench.value(KNOWN_AT)
+    await until(lambda: bench.balance() == 36_693 and bench.balance("b.1") == 0)
+    known_at = bench.of(KNOWN_AT)
     assert known_at is not None
     assert begun <= known_at <= time.time()
-    page = build_status_view(bench.app, Viewer(), time.time())
+    page = build_status_view(bench.service, Viewer(), time.time())
     assert [one.balance and one.balance.vnd for one in page.accounts] == [36_693, 0]
     bench.set_balance(20_000)
     await until(lambda: bench.balance() == 20_000)
-    assert (bench.value(KNOWN_AT) or 0) > known_at
-    assert (bench.value(WARNING), bench.value(WARNING, "b")) == (None, 50)
+    assert (bench.of(KNOWN_AT) or 0) > known_at
+    assert (bench.of(WARNING), bench.of(WARNING, "b.1")) == (None, 50)
 
 
 async def test_balances_are_switched_off_and_on(bench: Bench) -> None:
     await until(lambda: bench.balance() == 36_693)
-    await bench.reload(balance=every(0))
+    await bench.change(balance=every(0))
     asked = bench.asked()
     left = [labels for name, labels in bench.shown() if "balance" in name]
     left += [labels for _, labels in bench.shown() if ("operation", "get_balance") in labels]
     assert left == []
     await asyncio.sleep(0.2)
     assert bench.asked() == asked
-    await bench.reload(balance=every(1e9))
+    await bench.change(balance=every(1e9))
     # Every series but the balance is there before the first answer.
-    assert (bench.balance(), bench.value(KNOWN_AT), bench.value(WARNING, "b")) == (None, 0, 50)
+    assert (bench.balance(), bench.of(KNOWN_AT), bench.of(WARNING, "b.1")) == (None, 0, 50)
     operation = {"operation": "get_balance"}
     for outcome in Outcome:
-        assert bench.value("esms_api_requests_total", **operation, outcome=outcome.value) == 0
+        assert bench.of("esms_api_requests_total", **operation, outcome=outcome.value) == 0
     for code in (*CODES, "other"):
-        assert bench.value("esms_api_result_codes_total", **operation, code=code) == 0
-    assert bench.value("esms_api_request_duration_seconds_count", **operation) == 0
-    await bench.reload(balance=every(0.05))
+        assert bench.of("esms_api_result_codes_total", **operation, code=code) == 0
+    assert bench.of("esms_api_request_duration_seconds_count", **operation) == 0
+    await bench.change(balance=every(0.05))
     await until(lambda: bench.balance() == 36_693)
 
 
 async def test_a_refusal_leaves_the_last_balance_and_the_polls_alone(bench: Bench) -> None:
     await until(lambda: bench.balance() == 36_693)
-    await bench.app.calls.add(None, [NewCall("main", reference_id("call"), {})])
+    await bench.watch("call")
     with capture_logs() as logs:
         body = json.dumps({"Balance": 0, "CodeResponse": "101", "ErrorMessage": "Authorize Failed"})
         bench.fail(Fault(FaultKind.RAW, body=body))
         await until(lambda: bench.requests("auth") >= 3)
         code = {"operation": "get_balance", "code": "101"}
-        assert bench.value("esms_api_result_codes_total", **code) == bench.requests("auth")
+        assert bench.of("esms_api_result_codes_total", **code) == bench.requests("auth")
         polls = bench.requests("ok", "get_send_status")
         await until(lambda: bench.requests("ok", "get_send_status") > polls + 1)
-        assert bench.value("esms_account_authorized") == 1
-        assert bench.value("esms_auth_failures_total", code="101") == 0
+        assert bench.of("esms_account_authorized") == 1
+        assert bench.of("esms_auth_failures_total", code="101") == 0
         assert bench.balance() == 36_693
         bench.set_balance(5)
         bench.simulator.faults.clear()
@@ -194,8 +174,8 @@ async def test_a_refusal_leaves_the_last_balance_and_the_polls_alone(bench: Benc
 async def test_a_paused_account_is_asked_for_its_balance(bench: Bench) -> None:
     fault = Fault(FaultKind.STATUS, operation="GetSendStatus", status=429, retry_after="600")
     bench.simulator.faults.set("throttled", fault)
-    await bench.app.calls.add(None, [NewCall("main", reference_id("call"), {})])
-    await until(lambda: bench.app.accounts["main"].status.paused is Outcome.THROTTLED)
+    await bench.watch("call")
+    await until(lambda: bench.service.accounts["main"].status.paused is Outcome.THROTTLED)
     bench.set_balance(1)
     await until(lambda: bench.balance() == 1)
 
@@ -211,21 +191,21 @@ async def test_a_provider_that_is_away_is_asked_until_it_is_back(bench: Bench) -
 
 
 async def test_only_what_has_changed_is_requested_anew(bench: Bench) -> None:
-    await until(lambda: bench.balance() == 36_693 and bench.balance("b") == 0)
-    await bench.reload(balance=every(1e9))
+    await until(lambda: bench.balance() == 36_693 and bench.balance("b.1") == 0)
+    await bench.change(balance=every(1e9))
     main, other = bench.config.accounts
     asked = bench.asked()
     changed = main.model_copy(update={"rate_limit": 3.0, "balance_warning": 9.0})
-    await bench.reload(accounts=(changed, other))
-    assert (bench.value(WARNING), bench.balance()) == (9, 36_693)
+    await bench.change(accounts=(changed, other))
+    assert (bench.of(WARNING), bench.balance()) == (9, 36_693)
     # The balance of other keys says nothing about these.
     changed = main.model_copy(update={"api_key": Secret("nobody's")})
-    await bench.reload(accounts=(changed, other))
-    assert (bench.value(WARNING), bench.balance(), bench.value(KNOWN_AT)) == (None, None, 0)
-    assert (bench.balance("b"), bench.asked()) == (0, asked)
-    await bench.reload(accounts=(other,))
+    await bench.change(accounts=(changed, other))
+    assert (bench.of(WARNING), bench.balance(), bench.of(KNOWN_AT)) == (None, None, 0)
+    assert (bench.balance("b.1"), bench.asked()) == (0, asked)
+    await bench.change(accounts=(other,))
     assert not [labels for _, labels in bench.shown() if ("account", "main") in labels]
-    await bench.reload(accounts=(other, main), balance=every(0.05))
+    await bench.change(accounts=(other, main), balance=every(0.05))
     await until(lambda: bench.balance() == 36_693)
 
 
@@ -250,10 +230,10 @@ async def test_whatever_a_request_depends_on_is_in_force_after_a_reload(bench: B
     for key, value in changes.items():
         bench.connected.clear()
         main = main.model_copy(update={key: value})
-        await bench.reload(accounts=(main, other))
+        await bench.change(accounts=(main, other))
         assert bench.connected == [main], key
     bench.connected.clear()
-    await bench.reload(accounts=(main.model_copy(update=others), other))
+    await bench.change(accounts=(main.model_copy(update=others), other))
     assert bench.connected == []
 
 
@@ -262,7 +242,7 @@ async def test_a_stop_waits_for_no_balance(bench: Bench) -> None:
     asked = bench.asked()
     await until(lambda: bench.asked() > asked)
     async with deadline():
-        await bench.app.stop()
+        await bench.service.stop()
     asked = bench.asked()
     await asyncio.sleep(0.2)
     assert bench.asked() == asked
@@ -273,13 +253,13 @@ async def test_a_code_that_is_configured_as_refused_credentials(bench: Bench) ->
     body = json.dumps({"CodeResult": "102", "ErrorMessage": "account locked"})
     bench.simulator.faults.set("fault", Fault(FaultKind.RAW, operation="GetSendStatus", body=body))
     main, other = bench.config.accounts
-    await bench.reload(accounts=(main.model_copy(update={"codes": {"102": "auth"}}), other))
-    await bench.app.calls.add(None, [NewCall("main", reference_id("call"), {})])
-    await until(lambda: bool(bench.value(refusals, code="102")))
-    assert bench.value(refusals, code="101") == 0
-    assert bench.value(refusals, "b", code="102") is None
-    assert bench.requests("auth", "get_send_status") == bench.value(refusals, code="102")
+    await bench.change(accounts=(main.model_copy(update={"codes": {"102": "auth"}}), other))
+    await bench.watch("call")
+    await until(lambda: bool(bench.of(refusals, code="102")))
+    assert bench.of(refusals, code="101") == 0
+    assert bench.of(refusals, "b.1", code="102") is None
+    assert bench.requests("auth", "get_send_status") == bench.of(refusals, code="102")
     # A reload without the code resumes polling: the call backs off, the account is not paused.
-    await bench.reload(accounts=(main, other))
+    await bench.change(accounts=(main, other))
     await until(lambda: bench.requests("api_error", "get_send_status") > 0)
-    assert bench.value(refusals, code="102") == bench.requests("auth", "get_send_status")
+    assert bench.of(refusals, code="102") == bench.requests("auth", "get_send_status")
