@@ -67,6 +67,10 @@ class Bench:
         for _ in range(2):
             await self.files.check()
 
+    async def settled(self) -> dict[str, str]:
+        await self.settle()
+        return self.named
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
@@ -81,14 +85,11 @@ async def test_calls_come_and_go_with_their_lines_and_files(bench: Bench) -> Non
     assert bench.named == {"calls/a.txt": "AB"}  # at once
     assert bench.status.last_success > 0
     bench.write("calls/a.txt", "B", "C")
-    await bench.settle()
-    assert bench.named == {"calls/a.txt": "BC"}
+    assert await bench.settled() == {"calls/a.txt": "BC"}
     path.unlink()
-    await bench.settle()
-    assert bench.named == {}
+    assert await bench.settled() == {}
     bench.write("calls/a.txt", "A")
-    await bench.settle()
-    assert bench.named == {"calls/a.txt": "A"}
+    assert await bench.settled() == {"calls/a.txt": "A"}
     assert bench.status.errors == 0
 
 
@@ -99,15 +100,13 @@ async def test_a_file_with_a_bad_line_lets_go_of_nothing(bench: Bench) -> None:
         bench.write("a.txt", "C", "b a d")
         await bench.settle()
         bench.write("a.txt", "D", "b a d")
-        await bench.settle()
-    assert bench.named == {"a.txt": "ABCD"}
+        assert await bench.settled() == {"a.txt": "ABCD"}
     (line,) = [line for line in logs if line["log_level"] == "warning"]
     assert line["problem"].endswith("at its start")
     assert bench.status.errors == 1
     before = bench.status.last_success
     bench.write("a.txt", "D")
-    await bench.settle()
-    assert bench.named == {"a.txt": "D"}
+    assert await bench.settled() == {"a.txt": "D"}
     assert bench.status.last_success > before
 
 
@@ -133,8 +132,7 @@ async def test_a_folder_that_is_gone_takes_no_call_along(bench: Bench, pattern: 
     await bench.settle()
     aside = path.parent.rename(bench.folder / "aside")
     for _ in range(3):
-        await bench.settle()
-    assert bench.named == {"calls/a.txt": "A"}
+        assert await bench.settled() == {"calls/a.txt": "A"}
     assert bench.status.errors == 1
     # Its problem ends when it is back as it was.
     aside.rename(path.parent)
@@ -146,8 +144,7 @@ async def test_a_folder_that_is_gone_takes_no_call_along(bench: Bench, pattern: 
     assert bench.named == {"calls/a.txt": "A"}
     aside.rename(path.parent)
     bench.write("calls/a.txt", "B")
-    await bench.settle()
-    assert bench.named == {"calls/a.txt": "B"}
+    assert await bench.settled() == {"calls/a.txt": "B"}
 
 
 async def test_a_file_named_without_a_wildcard_is_missed(bench: Bench) -> None:
@@ -156,8 +153,7 @@ async def test_a_file_named_without_a_wildcard_is_missed(bench: Bench) -> None:
     path.unlink()
     with capture_logs() as logs:
         for _ in range(3):
-            await bench.settle()
-    assert bench.named == {"a[1].txt": "A"}
+            assert await bench.settled() == {"a[1].txt": "A"}
     (line,) = [line for line in logs if line["log_level"] == "warning"]
     assert (line["item"], line["problem"]) == (str(path), "cannot be read: no such file")
 
@@ -169,8 +165,7 @@ async def test_what_was_removed_while_the_exporter_was_down_is_let_go(bench: Ben
     (bench.folder / "a.txt").unlink()
     await bench.restart("*.txt")
     assert bench.named == {"a.txt": "A", "b.txt": "B"}  # it may be back in a moment
-    await bench.settle()
-    assert bench.named == {"b.txt": "B"}
+    assert await bench.settled() == {"b.txt": "B"}
     # As is what the configuration does not look for any more.
     await bench.configure()
     assert bench.named == {}
@@ -205,8 +200,7 @@ async def test_a_ledger_that_fails_is_tried_again_and_loses_no_file(bench: Bench
             await bench.settle()
     assert [line["problem"] for line in logs] == ["the disk is full"]
     bench.sink.broken = False
-    await bench.settle()
-    assert bench.named == {"a.txt": "A", "b.txt": "B", "c.txt": "C"}
+    assert await bench.settled() == {"a.txt": "A", "b.txt": "B", "c.txt": "C"}
 
 
 async def test_a_reload_that_changes_nothing_reads_nothing(bench: Bench) -> None:
@@ -220,8 +214,7 @@ async def test_a_reload_that_changes_nothing_reads_nothing(bench: Bench) -> None
     assert (bench.named, bench.sink.added) == ({"a.txt": "ABC"}, before)
     await bench.configure("*.txt", "*.csv")
     assert bench.named == {"a.txt": "ABC"}
-    await bench.settle()
-    assert bench.named == {"a.txt": "A"}
+    assert await bench.settled() == {"a.txt": "A"}
 
 
 async def test_a_folder_that_cannot_be_listed_keeps_its_calls(bench: Bench) -> None:
@@ -245,8 +238,7 @@ async def test_a_folder_that_cannot_be_listed_keeps_its_calls(bench: Bench) -> N
         assert bench.named == {"calls/a.txt": "A"}
         calls.rename(calls.with_name("aside"))
         for _ in range(3):
-            await bench.settle()
-        assert bench.named == {"calls/a.txt": "A"}
+            assert await bench.settled() == {"calls/a.txt": "A"}
 
 
 async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
@@ -254,29 +246,24 @@ async def test_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
     bench.sink.room = 2
     with capture_logs() as logs:
         await bench.configure("a.txt")
-        await bench.settle()
-    assert bench.named == {"a.txt": "AB"}
+        assert await bench.settled() == {"a.txt": "AB"}
     assert [line["problem"] for line in logs if "problem" in line] == [
         "some of its calls exceed `watch.max_calls` (account main)"
     ]
     # Others in their place find the room that they leave.
     bench.write("a.txt", "D", "E")
-    await bench.settle()
-    assert bench.named == {"a.txt": "DE"}
+    assert await bench.settled() == {"a.txt": "DE"}
     bench.write("a.txt", "D", "E", "F")
-    await bench.settle()
-    assert bench.named == {"a.txt": "DE"}
+    assert await bench.settled() == {"a.txt": "DE"}
     # And those that found none, the room that others leave.
     bench.sink.room = 3
-    await bench.settle()
-    assert bench.named == {"a.txt": "DE"}
+    assert await bench.settled() == {"a.txt": "DE"}
     await bench.restart("a.txt", retry_interval=0)
     assert bench.named == {"a.txt": "DEF"}
     bench.write("a.txt", "D", "E", "F", "G")
     await bench.settle()
     bench.sink.room = 4
-    await bench.settle()
-    assert bench.named == {"a.txt": "DEFG"}
+    assert await bench.settled() == {"a.txt": "DEFG"}
 
 
 async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> None:
@@ -288,8 +275,7 @@ async def test_what_is_no_file_is_told_and_holds_up_nothing(bench: Bench) -> Non
     with capture_logs() as logs:
         await bench.configure("*.txt")
         for _ in range(3):
-            await bench.settle()
-    assert bench.named == {"a.txt": "a", "b.txt": "b", "c.txt": "c"}
+            assert await bench.settled() == {"a.txt": "a", "b.txt": "b", "c.txt": "c"}
     told = {Path(line["item"]).name for line in logs if line["log_level"] == "warning"}
     assert told == {"d.txt", "e.txt", "*.txt"}
     assert bench.status.errors == 3
@@ -414,8 +400,7 @@ async def test_a_search_that_is_slow_is_used_once_it_has_ended(bench: Bench) -> 
     hang.free.set()
     await looked(bench, lambda: not bench.status.problem)
     assert searches == 1
-    await bench.settle()
-    assert bench.named == {"a.txt": "A"}
+    assert await bench.settled() == {"a.txt": "A"}
 
 
 async def test_a_file_that_is_cut_off_while_it_is_read_lets_go_of_nothing(bench: Bench) -> None:
@@ -428,14 +413,11 @@ async def test_a_file_that_is_cut_off_while_it_is_read_lets_go_of_nothing(bench:
 
     cut = [path.read_text()]
     await bench.restart("a.txt", read=read)
-    await bench.settle()
-    assert bench.named == {"a.txt": "ABC"}
+    assert await bench.settled() == {"a.txt": "ABC"}
     bench.write("a.txt", "A", "B", "C", "D")
     cut.append("A\n")
-    await bench.settle()
-    assert bench.named == {"a.txt": "ABC"}
-    await bench.settle()
-    assert bench.named == {"a.txt": "A"}
+    assert await bench.settled() == {"a.txt": "ABC"}
+    assert await bench.settled() == {"a.txt": "A"}
 
 
 async def test_memory_is_that_of_the_calls_that_files_add(bench: Bench) -> None:
