@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from exporter.app import App
 from exporter.calls import CallbackOutcome, Finished, Result, Status, WatchedCall
 from exporter.config import CallConfig, Config, WatchConfig, load_config
-from exporter.errors import ConfigError, ExporterError, LedgerError, Problem
+from exporter.errors import ConfigError, ExporterError, LedgerError
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest
 from exporter.esms.codes import Outcome
@@ -152,19 +152,6 @@ async def test_a_callback_whose_account_leaves_meanwhile_finishes_nothing(bench:
     assert await bench.service.calls.apply_callback(call, ended) is CallbackOutcome.HINT
     assert bench.counted() == 0
     bench.service.accounts["main"] = gone
-
-
-async def test_a_configuration_that_cannot_be_loaded(bench: Bench) -> None:
-    def fail() -> Config:
-        raise ConfigError((Problem("config.yaml", 1, "", "is wrong"),))
-
-    good, bench.service.load = bench.service.load, fail
-    with pytest.raises(ConfigError):
-        await bench.service.reload()
-    assert bench.service.config_status.problems
-    bench.service.load = good
-    await bench.service.reload()
-    assert not bench.service.config_status.problems
 
 
 async def test_a_reload_while_it_stops_is_no_failure(bench: Bench) -> None:
@@ -413,32 +400,3 @@ async def test_a_new_bundle_of_authorities_is_trusted(
             assert not service.config_status.problems
         finally:
             await service.stop()
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "key"])
-async def test_a_configuration_that_is_removed_stays_in_force(
-    simulator: Simulator, tmp_path: Path, name: str
-) -> None:
-    path, key = tmp_path / "config.yaml", tmp_path / "key"
-    key.write_text("key")
-    path.write_text(
-        f"accounts: [{{name: main, api_key_file: key, secret_key: s, base_url: {simulator.url}}}]\n"
-        f"balance: {{interval: 0}}\nshutdown_timeout: 1s\n"
-        f"ledger: {{url: 'sqlite:///{tmp_path}/ledger.db'}}\n"
-    )
-    file = ConfigFile(path, lambda path, files: load_config(path, files=files))
-    service = App(file.load, file.changed)
-    await service.open()
-    await service.start()
-    problems, lost = service.config_status.problems, tmp_path / name
-    try:
-        with capture_logs() as logs:
-            lost.rename(tmp_path / "away")
-            await until(lambda: bool(problems))
-            assert list(service.accounts) == ["main"]
-            (tmp_path / "away").rename(lost)
-            await until(lambda: not problems)
-    finally:
-        await service.stop()
-    (told,) = [line["problems"] for line in logs if line["log_level"] == "error"]
-    assert str(lost) in told

@@ -230,32 +230,6 @@ async def test_certificates_are_verified() -> None:
             await http.request("GET", url(port, "https"))
 
 
-@pytest.mark.parametrize(
-    "serve",
-    [
-        says(b""),
-        says(b"HTTP/1.1 200 OK\r\n"),
-        says(response(GOOD)[:-5]),
-        says(b"SSH-2.0-OpenSSH_9.2\r\n"),
-        says(close=False),
-    ],
-    ids=["closed", "header", "body", "ssh", "hanging"],
-)
-async def test_a_request_that_must_not_be_repeated_is_not(serve: Serve) -> None:
-    accepted = 0
-
-    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal accepted
-        accepted += 1
-        await serve(reader, writer)
-
-    async with peer(counted) as port, client(0.5) as http:
-        with pytest.raises(RequestError) as caught:
-            await http.request_once(url(port))
-    assert caught.value.sent
-    assert accepted == 1
-
-
 async def test_what_was_never_connected_was_never_sent() -> None:
     async with peer(says(response(GOOD)), tls=server_tls(trustme.CA())) as port, client() as http:
         for to, kind in (

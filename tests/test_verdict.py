@@ -64,7 +64,6 @@ ANSWERED = Finished(Result.SUCCESS, Status.ANSWERED, 13.0)
 NO_ANSWER = Finished(Result.SUCCESS, Status.NO_ANSWER)
 AGAIN = PollAgain(CallState.UNKNOWN)
 BAD = BackOff(Outcome.BAD_RESPONSE)
-ODD = (OddField.SENT_RESULT, OddField.CALL_DURATION)
 ODD_RESULTS: tuple[object, ...] = (
     *(..., None, "", 2, -1, 0.5, 10**400),
     *("x", "yes", "truely", [], {}),

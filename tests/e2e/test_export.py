@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import time
@@ -36,7 +35,7 @@ from exporter.ledger.types import NewCall, Observation
 from exporter.simulator import Plan, Simulator
 from tests import subprocesses
 from tests.docs import pages
-from tests.e2e.commands import CONFIG, Command, in_csv, in_json, piped, run
+from tests.e2e.commands import CONFIG, in_csv, in_json, piped, run
 from tests.e2e.processes import API, Exporter, configure, listed, parsed, push, total
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.test_lookup_terminal import SHOWN_CURSOR, Screen
@@ -407,14 +406,6 @@ async def test_interrupted(tmp_path: Path) -> None:
         command.send_signal(signal.SIGINT)
         await asyncio.to_thread(output.read)
     assert await command.end() == (1, "", "\nAborted!\n")
-
-    full = os.open("/dev/full", os.O_WRONLY)
-    try:
-        found = await Command(tmp_path, *arguments, output=full).end()
-    finally:
-        os.close(full)
-    problem = "the output cannot be written: No space left on device"
-    assert (found.code, found.errors) == (1, f"esms-exporter: {problem}\n")
 
 
 async def test_at_a_terminal(tmp_path: Path) -> None:

@@ -117,15 +117,6 @@ async def test_what_is_left_of_accounts_that_have_gone_is_taken_back(
         assert set(others) <= listener.kept.keys()
 
 
-async def test_an_account_that_goes_takes_its_device_along(bench: Bench, broker: Mosquitto) -> None:
-    config, state = f"homeassistant/device/esms-exporter/{OTHER}/config", f"esms-exporter/{OTHER}"
-    async with listening(broker.port) as listener:
-        await until(lambda: config in listener.kept and f"{state}/state" in listener.kept)
-        await bench.change(accounts=bench.config.accounts[:1])
-        await until(lambda: config not in listener.kept and f"{state}/state" not in listener.kept)
-        assert CONFIG in listener.kept
-
-
 async def test_accounts_may_be_chosen(bench: Bench, broker: Mosquitto) -> None:
     async with listening(broker.port) as listener:
         await until(lambda: CONFIG in listener.kept)
@@ -245,14 +236,6 @@ async def test_messages_are_entities_of_accounts_that_have_some(
         await until(lambda: bool(listener.said(EVENTS)))
         (event,) = listener.said(EVENTS)
         assert [event[key] for key in ("kind", "delivered", "failed")] == ["message", 100, 69]
-
-
-async def test_the_exporter_is_a_device(bench: Bench, broker: Mosquitto) -> None:
-    async with listening(broker.port) as listener:
-        await until(lambda: (listener.json(EXPORTER) or {}).get("ready") == "ON")
-        config = listener.json("homeassistant/device/esms-exporter/config")
-        assert config["device"]["identifiers"] == [listener.json(CONFIG)["device"]["via_device"]]
-        assert "exporters" not in config["components"]  # the ledger is not shared
 
 
 async def test_events_expire_at_the_broker(bench: Bench, broker: Mosquitto) -> None:

@@ -142,18 +142,6 @@ def counted(store: Store, account: str = "main", names: str = "ab") -> dict[str,
     return dict(found)
 
 
-def test_the_value_that_was_used_least_recently_makes_room(store: Store) -> None:
-    limited(store, 2)
-    count(store, "a1", "a2", "a1")
-    count(store, "a2", "")
-    count(store, "a3", "a3")
-    # Prometheus has counted its calls: nothing adds them to another series.
-    assert counted(store) == {"a2": 2, "a3": 2, "": 1}
-    # It returns, and begins at 0.
-    count(store, "a1")
-    assert counted(store) == {"a1": 1, "a3": 2, "": 1}
-
-
 def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> None:
     limited(store, 2)
     early = push(store, *calls("a1 b1", "a1 b2", "a2 b1"))

@@ -158,14 +158,6 @@ async def test_who_comes_while_it_is_closed_is_told(path: Path) -> None:
     await closing
 
 
-async def test_a_ledger_that_cannot_be_opened(tmp_path: Path) -> None:
-    ledger = Bench().ledger
-    assert ledger.problem == "the ledger is not open yet"
-    with pytest.raises(LedgerError, match="cannot be opened"):
-        await ledger.open(f"sqlite:///{tmp_path}/no/ledger.db")
-    await ledger.close()
-
-
 def put_another_in_its_place(path: Path) -> Path:
     aside = path.rename(path.with_name("aside.db"))
     path.touch()

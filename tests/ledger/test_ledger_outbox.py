@@ -318,15 +318,6 @@ def test_accounts_take_turns_where_few_are_claimed(store: Store, outbox: Box) ->
     assert named(claim(outbox)) == ["c2"]
 
 
-def test_the_backlog(store: Store, outbox: Box, machine: Machine) -> None:
-    finish(store, push(store, "a"))
-    first = machine.wall
-    machine.pass_time(100)
-    finish(store, push(store, "b"))
-    assert outbox.backlog("t") == (2, first)
-    assert outbox.backlog("another") == (0, None)
-
-
 def test_a_clock_that_is_set_back_puts_nothing_off(
     store: Store, outbox: Box, machine: Machine
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Connection, text
 
-from exporter.calls import CallState, Finished, PollAgain, Result, Status
+from exporter.calls import Finished, Result, Status
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import Database
 from exporter.ledger.store import Store
@@ -100,18 +100,6 @@ def test_a_call_that_several_finish_counts_once(stores: list[Store]) -> None:
     assert rows(stores[0], finished) == [(ROUNDS * 30,)]
 
 
-def test_a_state_does_not_undo_a_finish(stores: list[Store]) -> None:
-    for number in range(ROUNDS):
-        stored = stores[0].watch(None, names(number * 20, 20), NOW).added
-        together(
-            partial(stores[0].commit, [observed(c, BUSY) for c in stored]),
-            partial(stores[1].commit, [observed(c, PollAgain(CallState.QUEUED)) for c in stored]),
-            partial(stores[2].commit, [observed(c, BUSY, 99.0) for c in shuffled(stored, number)]),
-        )
-    assert calls_counted(stores[0]) == ROUNDS * 20
-    assert rows(stores[0], "SELECT count(*) FROM calls WHERE result IS NULL") == [(0,)]
-
-
 def test_totals_of_all_add_up_exactly(stores: list[Store]) -> None:
     """Of accounts and labels in any order, and with prices that come at the same time."""
     rng = random.Random(7)
@@ -196,20 +184,6 @@ def test_a_call_that_several_delete_is_deleted_once(stores: list[Store]) -> None
         (stored,) = stores[0].watch(None, names(number, 1), NOW).added
         deleted = together(*(partial(s.delete, stored.call.id, NOW) for s in stores))
         assert sum(deleted) == 1
-
-
-def test_a_call_that_one_lets_go_and_another_names(stores: list[Store]) -> None:
-    """Whoever is faster: it is watched in the end, because a file names it."""
-    for number in range(ROUNDS):
-        wanted = names(number * 20, 20)
-        stores[0].watch("file:a", wanted, NOW)
-        with ThreadPoolExecutor(1) as thread:
-            removing = thread.submit(stores[0].keep_only, "file:a", set())
-            taken = stores[1].watch("file:b", shuffled(wanted, number), NOW)
-            removing.result(DEADLINE)
-        assert known(stores[2]) == [call.reference_id for call in names(0, 20 * (number + 1))]
-        named = "SELECT call_id FROM call_sources WHERE source = 'file:b' ORDER BY 1 DESC LIMIT 20"
-        assert {row for (row,) in rows(stores[2], named)} == taken.rows
 
 
 def overtaken(

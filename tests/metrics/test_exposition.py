@@ -12,11 +12,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
-from exporter.metrics.catalogue import Catalogue
 from exporter.metrics.exposition import Exposition, compress
 from exporter.metrics.reading import Reading, Registry
 from exporter.polling.stats import Distribution
-from tests.samples import samples
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 NUMBERS = st.floats() | st.integers(-(10**20), 10**20) | st.booleans()
@@ -109,14 +107,6 @@ async def test_others_get_their_turn_while_many_series_are_rendered() -> None:
         numbers.pop((str(20_000 - turns),), None)  # what goes meanwhile harms nothing
     assert turns > 2
     assert rendering.result().count(b"\n") == 20_002
-
-
-def test_a_process_shows_what_it_has_from_the_start() -> None:
-    metrics = Catalogue()
-    shown = {sample.name for sample in samples(metrics)}
-    own = "esms_exporter_build_info"
-    assert {"process_cpu_seconds_total", "python_gc_collections_total", own} <= shown
-    assert not [name for name in shown if name.endswith("_created")]
 
 
 def test_compressing_makes_smaller() -> None:

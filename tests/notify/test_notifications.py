@@ -21,19 +21,6 @@ from tests.waiting import deadline, until
 BUSY = Plan(duration=0, call_status="BUSY", sent_result=0)
 
 
-async def test_a_finished_call_is_told_at_once(bench: Bench, receiver: Receiver) -> None:
-    await bench.finish("a", plan=Plan(duration=7, ivr="1"), campaign="otp")
-    await until(lambda: bench.done() == 1)
-    (told,) = receiver.told
-    assert receiver.bad == []
-    data = told.event["data"]
-    shown = [data[key] for key in ("reference_id", "result", "status", "duration", "key")]
-    assert shown == ["a", "success", "answered", 7.0, "1"]
-    assert data["labels"] == {"campaign": "otp"}
-    await until(lambda: bench.in_ledger() == 0)
-    assert bench.value("esms_notification_requests_total", outcome="ok") == 1
-
-
 async def test_however_a_call_ends_it_is_told(bench: Bench, receiver: Receiver) -> None:
     """By a poll, by a callback, and by no answer at all."""
     await bench.finish("polled")

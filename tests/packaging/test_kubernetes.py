@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from exporter.config import load_config
 from monitoring.links import HOME
 from tests import subprocesses
 from tests.dashboards import FILES, read
-from tests.databases import Server
-from tests.e2e.processes import Exporter, configure, total
+from tests.e2e.processes import Exporter, configure
 from tests.programs import every_prometheus, of_prometheus, program
 from tests.subprocesses import ESMS_EXPORTER
-from tests.waiting import deadline
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
@@ -283,48 +281,6 @@ async def test_it_starts_as_the_pod_starts_it_and_is_probed_and_scraped(
             assert "esms_exporter_build_info" in await answer.text()
 
 
-async def until_good(url: str) -> None:
-    """Ask until the answer is 200: on a busy machine a heartbeat may be late."""
-    async with deadline(), aiohttp.ClientSession() as http:
-        while True:
-            async with http.get(url) as answer:
-                if answer.status == 200:
-                    return
-            await asyncio.sleep(0.1)
-
-
-async def test_several_start_as_the_pods_start_and_find_each_other(
-    database: str, tmp_path: Path
-) -> None:
-    several = made("kustomize-replicas")
-    container = container_of(several)
-    configs = []
-    for name in ("first", "second"):
-        folder = tmp_path / name
-        folder.mkdir()
-        configs.append(mounted(several, folder))
-        with configs[-1].open("a") as file:
-            file.write("balance: {interval: 0}\n")
-        url = folder / "keys" / "ledger.url"
-        url.chmod(0o600)
-        url.write_text(database)
-    options = container["args"][1:]
-    async with Exporter(configs[0], *options) as first, Exporter(configs[1], *options) as second:
-        for exporter in (first, second):
-            url_of_it = await exporter.ready()
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                await until_good(url_of_it + container[probe]["httpGet"]["path"])
-        for exporter in (first, second):
-            await exporter.until(lambda found: total(found, "esms_replicas") == 2)
-
-
-@pytest.fixture
-def database(server: Server) -> Iterator[str]:
-    """Return the URL of a database that is empty, as a Secret would say it."""
-    with server.database() as url:
-        yield url.replace("postgresql+psycopg:", "postgresql:")
-
-
 def mounted(manifests: Manifests, folder: Path) -> Path:
     """Lay the files out as the pod's volumes do; return the configuration."""
     pod, container = pod_of(manifests), container_of(manifests)
@@ -530,8 +486,6 @@ def test_every_value_arrives() -> None:
     assert container["imagePullPolicy"] == "Always"
     assert container["args"][-1] == "--web.config.file=/run/esms-exporter/web.yml"
     assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
-    assert container["env"] == [{"name": "ESMS_PROXY", "value": "none"}]
-    assert container["envFrom"] == [{"secretRef": {"name": "more"}}]
     assert container["volumeMounts"][-1]["mountPath"] == "/etc/calls"
     assert container["resources"] == {
         "requests": {"cpu": "100m", "memory": "128Mi"},
@@ -541,12 +495,12 @@ def test_every_value_arrives() -> None:
     assert pod["metadata"]["labels"]["c"] == "d"
     assert pod["spec"]["serviceAccountName"] == "cloud"
     assert "ServiceAccount" not in manifests
-    assert pod["spec"]["terminationGracePeriodSeconds"] == 60
-    assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}]
-    assert pod["spec"]["nodeSelector"] == {"disk": "ssd"}
-    assert pod["spec"]["tolerations"] == [{"operator": "Exists"}]
-    assert pod["spec"]["affinity"] == {"nodeAffinity": {}}
-    assert pod["spec"]["priorityClassName"] == "high"
+    values = yaml.safe_load((CHART / "ci" / "all-values.yaml").read_text())
+    of_pod = "terminationGracePeriodSeconds", "imagePullSecrets", "nodeSelector", "tolerations"
+    for name in (*of_pod, "affinity", "priorityClassName"):
+        assert pod["spec"][name] == values[name]
+    for name in ("env", "envFrom"):
+        assert container[name] == values[name]
     assert pod["spec"]["securityContext"]["seLinuxOptions"] == {"level": "s0"}
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,

@@ -55,19 +55,6 @@ async def test_a_call_is_asked_for_until_it_has_finished(scene: Scene) -> None:
     assert scene.stats.last_success == pytest.approx(virtual_time.wall(), abs=2)
 
 
-async def test_one_request_tries_the_account_first(scene: Scene) -> None:
-    scene.hold = asyncio.Event()
-    scene.watch(*"abcdefgh")
-    await asyncio.sleep(0.05)
-    assert len(scene.asked) == 1
-    scene.hold.set()
-    scene.hold = asyncio.Event()
-    await until(lambda: scene.under_way == CONCURRENCY)
-    await asyncio.sleep(0.05)
-    assert scene.most == CONCURRENCY
-    scene.hold.set()
-
-
 async def test_a_lowered_limit_holds_though_calls_are_always_due(scene: Scene) -> None:
     scene.watch(*(f"c{n}" for n in range(100)))
     await until(lambda: scene.under_way == CONCURRENCY)
@@ -99,21 +86,6 @@ async def test_refused_credentials_cost_two_requests_and_no_call(scene: Scene) -
     scene.poller.retry()
     assert scene.stats.paused_until == 0
     await until(lambda: len(scene.observed) == 8)
-    assert scene.stats.authorized is True
-
-
-async def test_failures_pause_and_the_pause_is_told_of_once(scene: Scene) -> None:
-    scene.for_all = Answer(Outcome.CONNECTION, message="no connection")
-    with capture_logs() as logs:
-        scene.watch(*"abcdefgh")
-        await until(lambda: scene.poller.paused is Outcome.CONNECTION)
-        await asyncio.sleep(0.05)
-        assert len(scene.asked) == 5
-        assert scene.stats.polls.outcomes[Outcome.CONNECTION] == 5
-        scene.poller.retry()
-        scene.for_all = QUEUED
-        await until(lambda: len(scene.observed) >= 8)
-    assert [line["event"] for line in logs] == ["account paused"]
     assert scene.stats.authorized is True
 
 

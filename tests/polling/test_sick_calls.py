@@ -149,17 +149,6 @@ async def test_throttling_slows_the_account_until_nothing_is_refused(scene: Scen
     assert outcomes[Outcome.OK] >= 600 * 2
 
 
-async def test_a_retry_after_that_a_second_call_confirms_is_kept(scene: Scene) -> None:
-    scene.lives = {f"call-{number}": 1e9 for number in range(200)}
-    scene.watch(*scene.lives)
-    await asyncio.sleep(60)
-    scene.for_all = Answer(Outcome.THROTTLED, retry_after=600.0)
-    await asyncio.sleep(90)
-    assert scene.stats.paused_until
-    await asyncio.sleep(500)
-    assert scene.requests(150, 640) == 0
-
-
 @pytest.mark.parametrize("calls", [2, 7, 40])
 @pytest.mark.parametrize("refused_before", [False, True])
 async def test_calls_that_were_all_refused_at_once_show_that_the_account_was(

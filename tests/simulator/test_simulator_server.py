@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import gzip
 import json
 import logging
 import socket
@@ -84,14 +83,6 @@ async def test_the_documented_answers(sim: Simulator, http: aiohttp.ClientSessio
     assert (await status(http, sim, ApiKey="unknown"))["CodeResult"] == "101"
     requests = {("main", "100"): 1, ("main", "101"): 1, ("-", "101"): 1}
     assert {key: sim.traffic.total(*key) for key in requests} == requests
-
-
-async def test_placing_a_call(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    query = {**KEYS, "TemplateId": "1", "Phone": "0900000001"}
-    for operation in ("MakeCallRecord_V2", "MakeCallTemplate_V2"):
-        async with http.get(f"{sim.url}/{operation}", params=query) as response:
-            reference_id = (await response.json())["SMSID"].strip().upper()
-        assert ("main", reference_id) in sim.provider.calls
 
 
 @pytest.mark.parametrize(
@@ -176,20 +167,6 @@ async def test_faulty_answers(
     assert (await ask(http, sim))[0].status == 200
 
 
-async def test_faults_that_are_still_json(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    sim.faults.set("it", Fault(FaultKind.HUGE, size=70_000))
-    assert len((await status(http, sim))["Padding"]) == 70_000
-    sim.faults.set("it", Fault(FaultKind.WRONG_ID))
-    assert (await status(http, sim))["ReferenceId"] != ID
-    sim.faults.set("it", Fault(FaultKind.GZIP_BOMB, size=100_000))
-    _, body = await ask(http, sim)
-    assert len(body) < 1000
-    assert len(json.loads(gzip.decompress(body))["Padding"]) == 100_000
-    sim.faults.set("it", Fault(FaultKind.TRUNCATED))
-    with pytest.raises(json.JSONDecodeError):
-        await status(http, sim)
-
-
 ODDITIES = [
     (Fault(FaultKind.TEXT_NUMBERS), {"CallDuration": "13", "SendStatus": "5", "SentResult": "1"}),
     (Fault(FaultKind.NUMERIC_CODE), {"CodeResponse": 100}),
@@ -212,13 +189,6 @@ async def test_documented_oddities(
     sim.faults.set("it", fault)
     odd = await status(http, sim)
     assert odd == {name: value for name, value in (usual | changes).items() if value is not None}
-
-
-async def test_a_reset_is_one(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    sim.faults.set("it", Fault(FaultKind.RESET))
-    with pytest.raises(aiohttp.ClientOSError) as caught:
-        await ask(http, sim)
-    assert isinstance(caught.value, ConnectionResetError) or caught.value.errno == 104
 
 
 async def test_a_client_that_goes_away_ends_its_request(
@@ -257,18 +227,6 @@ async def test_stopping_does_not_wait(
         await asking
     assert not sim.traffic.open
     assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("host", "reached"),
-    [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")],
-)
-async def test_where_it_listens(http: aiohttp.ClientSession, host: str, reached: str) -> None:
-    async with Simulator(host=host) as sim:
-        assert sim.origin.startswith(f"http://{reached}:")
-        assert not sim.origin.endswith(":0")
-        async with http.get(sim.url) as response:
-            assert response.status == 404
 
 
 async def test_https(http: aiohttp.ClientSession) -> None:

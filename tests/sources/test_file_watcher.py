@@ -58,14 +58,6 @@ def test_the_same_size_at_the_same_second_is_another_file(tmp_path: Path) -> Non
     assert [look(watcher, path) for _ in "12"] == [[], [("a", True)]]
 
 
-def test_a_file_that_never_lies_still_is_read_as_it_is(tmp_path: Path) -> None:
-    watcher, path, seen = FileWatcher(), tmp_path / "a", []
-    for size in range(1, 7):
-        path.write_text("x" * size)
-        seen.append(look(watcher, path))
-    assert seen == [[], [], [("a", False)]] * 2
-
-
 def test_the_first_time_nobody_waits(tmp_path: Path) -> None:
     watcher, path, fresh = FileWatcher(), tmp_path / "a", tmp_path / "fresh"
     path.write_text("1")

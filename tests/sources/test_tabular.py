@@ -144,19 +144,6 @@ def test_a_list_of_ids(tmp_path: Path) -> None:
             0,
             [f"a.csv:2: [0].reference_id: {NO_ID}", f"a.csv:3: [1].labels.campaign: {NO_LABEL}"],
         ),
-        (
-            "a.csv",
-            'reference_id,account\n"=""X""",b\nX;otp,b\n1.23E+17,b\nY,b\n',
-            1,
-            [
-                "a.csv:2: [0].reference_id: expected an id; the text looks like a formula",
-                "a.csv:3: [1].reference_id: expected an id; the text looks like a row of CSV",
-                (
-                    "a.csv:4: [2].reference_id: expected an id; the text looks like a number"
-                    " rounded by a spreadsheet"
-                ),
-            ],
-        ),
     ],
 )
 def test_what_is_wrong_does_not_stop_the_others(

@@ -183,15 +183,6 @@ async def test_a_client_that_takes_nothing_of_what_is_below_the_buffers(
             writer.transport.abort()
 
 
-async def test_a_scraper_that_leaves_in_the_middle(bench: Bench) -> None:
-    for _ in range(20):
-        _, writer = await bench.connect(METRICS * 5)
-        await writer.drain()
-        writer.transport.abort()
-    await no_more_connections(bench)
-    assert await healthy(bench)
-
-
 # Many connections, and much at a time.
 
 
