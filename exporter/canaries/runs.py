@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -23,9 +23,6 @@ from exporter.ledger import canary_runs
 from exporter.ledger.canary_runs import CanaryResult, Intent, NotStarted, Run
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.types import DELETED
-
-_RETRY_INTERVAL: Final = 1.0
-"""Seconds until a failed write is retried."""
 
 Place: TypeAlias = Callable[[CallRequest], Awaitable[tuple[Answer, float] | None]]
 """Places a call; returns the answer and its delay in seconds, or None if nothing was sent."""
@@ -96,6 +93,7 @@ class CanaryRunner:
         execute: runs statements of the ledger.
         clock: the ledger's clock.
         report: called for each stage of a run, with details.
+        retry: seconds until a failed write of an outcome is retried.
     """
 
     def __init__(
@@ -103,8 +101,10 @@ class CanaryRunner:
         execute: Execute,
         clock: LedgerClock,
         report: Callable[[str, Mapping[str, object]], None] = lambda *_: None,
+        retry: float = 1.0,
     ) -> None:
         self._execute, self._clock, self._report = execute, clock, report
+        self._retry = retry
         self.placing: set[int] = set()  # runs whose request is under way in this process
 
     async def place(
@@ -141,21 +141,28 @@ class CanaryRunner:
             placed = await place(request)
             if placed is None:
                 _log.info("canary call delayed", canary=canary.name, account=canary.account)
-                late = self._clock.mark().at.wall > due + grace(schedule_of(canary), due)
-                if late and not by_hand:
-                    await self.end(run, canary.name, CanaryResult.MISSED)
-                    return run
-                await self._execute(canary_runs.withdraw, run)
-                return None
             while True:  # until the ledger works
                 try:
+                    if placed is None:
+                        return await self._not_placed(canary, due, run, by_hand=by_hand)
                     await self._placed(canary, run, *placed)
                     break
                 except LedgerError:
-                    await asyncio.sleep(_RETRY_INTERVAL)
+                    await asyncio.sleep(self._retry)
         finally:
             self.placing.discard(run)
         return run
+
+    async def _not_placed(
+        self, canary: CanaryConfig, due: int, run: int, *, by_hand: bool
+    ) -> int | None:
+        """Withdraw a run whose request was not sent; end it if the grace period has passed."""
+        late = self._clock.mark().at.wall > due + grace(schedule_of(canary), due)
+        if late and not by_hand:
+            await self.end(run, canary.name, CanaryResult.MISSED)
+            return run
+        await self._execute(canary_runs.withdraw, run)
+        return None
 
     async def _placed(self, canary: CanaryConfig, run: int, answer: Answer, seconds: float) -> None:
         """Store the outcome of the request."""
