@@ -150,7 +150,9 @@ class LeaseHolder:
         self._tasks: list[asyncio.Task[None]] = []
         self._held: dict[str, int] = {}  # epochs, by account
         self._expiry: asyncio.TimerHandle | None = None
-        self._renew_at = self._renewed_at = -math.inf
+        self._renewed_at = -math.inf
+        # The wanted accounts and the heartbeat at the last renewal; None before the first.
+        self._announced: tuple[frozenset[str], float] | None = None
         self._take_expired_from = -math.inf  # expired leases are not taken before
         self._avoided: dict[str, float] = {}  # end of the avoidance, by account
         self._failures = Counter[str]()  # consecutive times an account was unreachable
@@ -176,7 +178,6 @@ class LeaseHolder:
         self._configured, self._heartbeat = frozenset(accounts), heartbeat
         self._avoided = {name: at for name, at in self._avoided.items() if name in accounts}
         self._held = {name: epoch for name, epoch in self._held.items() if name in accounts}
-        self._renew_at = -math.inf
 
     def holders(self) -> dict[str, list[str]]:
         """Return the accounts of each exporter, by name; accounts without one are under ""."""
@@ -236,9 +237,9 @@ class LeaseHolder:
             self._added |= new
         self._avoid_unreachable()
         asked, heartbeat = self._loop.time(), self._heartbeat
-        renewing = asked >= self._renew_at
-        if renewing:
-            wanted = self._configured - self._avoided.keys()
+        wanted = self._configured - self._avoided.keys()
+        due = asked >= self._renewed_at + heartbeat / _RENEWALS
+        if renewing := due or self._announced != (wanted, heartbeat):
             me = self._id, self.name, wanted, list(self._held), heartbeat
             await self._execute(renew_leases, *me)
         known = await self._execute(read_leases)
@@ -253,7 +254,7 @@ class LeaseHolder:
             self._take_expired_from = now + heartbeat
         if renewing:
             self.last_heartbeat, self._renewed_at = time.time(), asked
-            self._renew_at = asked + heartbeat / _RENEWALS
+            self._announced = wanted, heartbeat
             self._hold_until(asked + _TRUSTED * heartbeat)
         self.alive = len(known.exporters)
         self.is_leader = self._id == min(known.exporters, default="")
@@ -314,17 +315,14 @@ class LeaseHolder:
         for name, until in list(self._avoided.items()):
             if now >= until:
                 del self._avoided[name]
-                self._renew_at = -math.inf
         for name, account in self._accounts.items():
             if account.poller.paused in _UNREACHABLE:
                 if name not in self._avoided:
                     self._failures[name] += 1
                     self._avoided[name] = now + _AVOID.wait(self._failures[name])
-                    self._renew_at = -math.inf
             elif account.stats.last_success:
                 self._failures.pop(name, None)
-                if self._avoided.pop(name, None):
-                    self._renew_at = -math.inf
+                self._avoided.pop(name, None)
 
     # Changes by other exporters.
 

@@ -1,13 +1,17 @@
-"""Which leases an exporter takes and gives up: a function of what it knows."""
+"""Which leases an exporter takes and gives up, and when it renews them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Collection, Coroutine, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from exporter.leases import plan
-from exporter.ledger.leases import Lease, Leases, Peer
+from exporter.leases import LeaseHolder, plan
+from exporter.ledger.leases import Lease, Leases, Peer, renew_leases
+from tests.waiting import until
 
 PATIENCE = 10.0
 ALL = frozenset("abcdef")
@@ -106,3 +110,36 @@ def test_an_account_that_cannot_be_reached_is_left_to_others_where_there_are_any
     assert decided(known({"a": "1", "b": "2"}, alone), "a", avoided="a") == ("", "")
     assert decided(known({"a": None}, both), avoided="a") == ("", "")
     assert decided(known({"a": None}, alone), avoided="a") == ("a", "")
+
+
+async def test_leases_are_renewed_at_once_after_a_reload_during_a_renewal() -> None:
+    renewed = list[tuple[frozenset[str], float]]()
+
+    async def execute(_thread: object, _run: object, statements: object, *args: Any) -> Leases:
+        if statements is renew_leases:
+            renewed.append((args[2], args[4]))
+            holder.configure("ab", 20.0)
+        return Leases({}, {})
+
+    async def nothing(*_: object, **__: object) -> None:
+        return None
+
+    store, database = SimpleNamespace(exporter="1"), SimpleNamespace(run=None)
+    ledger: Any = SimpleNamespace(store=store, database=database, call_in=execute, errors=0)
+    calls: Any = SimpleNamespace(sync_with_peers=nothing)
+    tasks = list[asyncio.Task[None]]()
+
+    def spawn(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        tasks.append(asyncio.create_task(work))
+        return tasks[-1]
+
+    holder = LeaseHolder(ledger, calls, {}, nothing, lambda _: None, spawn)
+    holder.configure("a", 1e6)
+    await holder.start()
+    try:
+        await until(lambda: len(renewed) == 2)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert renewed == [(frozenset("a"), 1e6), (frozenset("ab"), 20.0)]
