@@ -318,7 +318,7 @@ class History:
             for number, values in enumerate(sorted(v for kind, v in self._series if kind is total)):
                 if not number:
                     yield head
-                samples = reading.samples(Series(values, zero))
+                samples = reading.samples(reading.labels, Series(values, zero))
                 metric.samples = [
                     sample._replace(labels={**sample.labels, **self._labels}) for sample in samples
                 ]

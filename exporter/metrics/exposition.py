@@ -131,7 +131,8 @@ class Exposition:
             return
         (metric,) = collector.describe()
         yield (head := text(metric))
-        shape = collector.labels, collector.has_exemplars
+        names = collector.labels  # a reload may change them while the series are rendered
+        shape = names, collector.has_exemplars
         last_shape, last = self._last.get((collector, openmetrics), (shape, {}))
         if last_shape != shape:
             last = {}
@@ -139,7 +140,7 @@ class Exposition:
         for series in collector.series():
             known = last.get(series.labels)
             if known is None or known[0] != series.value:
-                metric.samples = list(collector.samples(series))
+                metric.samples = list(collector.samples(names, series))
                 known = series.value, text(metric).removeprefix(head)
             if len(lines) < _MAX_KEPT:
                 lines[series.labels] = known

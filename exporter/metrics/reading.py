@@ -110,18 +110,18 @@ class Reading(Collector):
 
     def collect(self) -> tuple[Metric]:
         """Return the metric with its series."""
-        (metric,) = self.describe()
+        (metric,), names = self.describe(), self.labels
         for series in self.series():
-            metric.samples += self.samples(series)
+            metric.samples += self.samples(names, series)
         return (metric,)
 
     def series(self) -> Iterator[Series]:
         """Yield the present series, each read when it is reached."""
         return _series((), {(): self._read()})
 
-    def samples(self, series: Series) -> Iterator[Sample]:
-        """Yield the samples of a series."""
-        labels = dict(zip(self.labels, series.labels, strict=True))
+    def samples(self, names: tuple[str, ...], series: Series) -> Iterator[Sample]:
+        """Yield the samples of a series; `names` is `labels`, read before `series`."""
+        labels = dict(zip(names, series.labels, strict=True))
         exemplar = self._read_exemplars() or (lambda _: None)
         if not isinstance(series.value, tuple):
             yield Sample(self._name, labels, series.value, exemplar=exemplar(series.labels))

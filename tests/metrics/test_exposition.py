@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import UserDict
+from collections.abc import ItemsView, Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
 from exporter.metrics.exposition import Exposition, compress
-from exporter.metrics.reading import Reading, Registry
+from exporter.metrics.reading import Reading, Registry, Values
 from exporter.polling.stats import Distribution
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -107,6 +108,22 @@ async def test_others_get_their_turn_while_many_series_are_rendered() -> None:
         numbers.pop((str(20_000 - turns),), None)  # what goes meanwhile harms nothing
     assert turns > 2
     assert rendering.result().count(b"\n") == 20_002
+
+
+def test_labels_that_change_during_a_scrape_change_with_the_next_one() -> None:
+    registry, names = Registry(), ["campaign"]
+
+    class Reloaded(UserDict[str, float]):
+        """No values; a reload changes the labels when they are read."""
+
+        def items(self) -> ItemsView[str, float]:
+            names[:] = ["team", "campaign"]
+            return super().items()
+
+    gauge = Reading(registry, "gauge", "a_gauge{account}", "Help.")
+    values: Values = {("main", "otp"): Reloaded(), ("other", "otp"): 1.0}
+    gauge.read_from(lambda: values, lambda: tuple(names))
+    assert 'a_gauge{account="other",campaign="otp"} 1.0\n' in text(Exposition(registry))
 
 
 def test_compressing_makes_smaller() -> None:
