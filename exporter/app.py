@@ -385,7 +385,7 @@ class App:
         if self._leases:
             self._leases.configure(wanted, config.ledger.heartbeat)
             return
-        await self._start(wanted.keys() - self.accounts.keys())
+        await self._start(wanted)
         for name in sorted(self._to_load):
             await self.calls.poll_open_calls(name)
             self._to_load.discard(name)
@@ -393,24 +393,22 @@ class App:
     async def _start_accounts(self, names: Collection[str]) -> None:
         """Start accounts whose leases were taken."""
         async with self._apply_lock:
-            leases = self._leases
-            # They may have been lost meanwhile, also taken again and started.
-            await self._start(
-                {name for name in names if leases and leases.epoch(name) is not None}
-                - self.accounts.keys()
-            )
+            await self._start(names)
 
     async def _start(self, names: Collection[str]) -> None:
-        epochs = {name: self._leases.epoch(name) for name in names} if self._leases else {}
-        if new := [name for name in names if name not in self.calls.totals.accounts]:
+        """Start accounts that are not polled yet; those of a shared ledger, with their leases."""
+        epoch = self._leases.epoch if self._leases else lambda _: 0
+        # Leases may have been lost meanwhile, also taken again and started.
+        others = set(names) - self.accounts.keys()
+        epochs = {name: held for name in others if (held := epoch(name)) is not None}
+        if new := [name for name in epochs if name not in self.calls.totals.accounts]:
             await self.calls.load_totals(new)
         if (config := self.config) is None:
             return
         for section in config.accounts:
-            if (name := section.name) not in names:
+            if (name := section.name) not in epochs:
                 continue
-            epoch = self._leases.epoch(name) if self._leases else None
-            if self._leases and (epoch is None or epoch != epochs[name]):
+            if epoch(name) != epochs[name]:
                 self.calls.drop_totals(name)  # the lease was lost meanwhile
                 continue
             self.accounts[name] = account = Account(
@@ -425,7 +423,7 @@ class App:
             )
             if self._leases:
                 account.poller.hold(self._leases.held_until)
-                self.ledger.store.set_epoch(name, epoch)
+                self.ledger.store.set_epoch(name, epochs[name])
             else:
                 self._to_load.add(name)
             self.callbacks.setdefault(name, dict.fromkeys(CallbackOutcome, 0))
