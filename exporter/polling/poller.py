@@ -358,7 +358,7 @@ class Poller:
             self._wheel.discard(witness)
             found = witness, now
         else:
-            found = self._wheel.pop(now, trial=True)
+            found = self._wheel.pop_for_trial(now)
         if found is None:
             if (due := self._wheel.next_due()) is not None:
                 self._wake_at(due)

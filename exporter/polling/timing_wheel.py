@@ -99,10 +99,11 @@ class _LabelSet:
         queue.push(call)
 
     def pop(self) -> WatchedCall | None:
-        self.turns += 1
         queues: Iterable[_Queue] = self.queues.values()
-        if not self.turns % _LONGEST_WAITING_EVERY and len(self.queues) > 1:
-            queues = sorted(filter(_Queue.head, queues), key=lambda queue: queue.ticks[0])
+        if len(self.queues) > 1:
+            self.turns += 1
+            if self.turns % _LONGEST_WAITING_EVERY == 0:
+                queues = sorted(filter(_Queue.head, queues), key=lambda queue: queue.ticks[0])
         for queue in queues:
             if call := queue.pop():
                 return call
@@ -131,13 +132,10 @@ class FairQueue:
     def pop(self) -> WatchedCall | None:
         """Remove and return the next call."""
         while self._round:
-            calls = self._round[0]
-            if call := calls.pop():
-                if len(self._round) > 1:
-                    self._round.rotate(-1)
+            if call := self._round[0].pop():
+                self._round.rotate(-1)
                 return call
-            self._round.popleft()
-            del self._label_sets[calls.label_set]
+            del self._label_sets[self._round.popleft().label_set]
         return None
 
     def compact(self) -> None:
@@ -199,7 +197,7 @@ class TimingWheel:
         # Tick objects, shared by the calls of the bucket, and the calls.
         self._buckets: dict[int, tuple[int, list[WatchedCall]]] = {}
         self._ticks: list[int] = []  # a heap of the buckets' keys
-        self._now_tick = -1
+        self._now_tick, self._next_tick_at = -1, 0.0
         self._healthy = FairQueue()
         self._failing = FairQueue()
         self.ready = 0
@@ -237,11 +235,11 @@ class TimingWheel:
 
     def advance(self, now: float) -> None:
         """Queue the calls that have become due."""
+        if now < self._next_tick_at:
+            return
         tick = int(now / TICK)
         tick += (tick + 1) * TICK <= now  # correct rounding of the division
-        if tick <= self._now_tick:
-            return
-        self._now_tick = tick
+        self._now_tick, self._next_tick_at = tick, (tick + 1) * TICK
         while self._ticks and self._ticks[0] <= tick:
             due = heappop(self._ticks)
             # A call that was moved away and back is in its bucket twice.
@@ -250,27 +248,32 @@ class TimingWheel:
                     self.ready += 1
                     self._push(call)
 
-    def pop(self, now: float, *, trial: bool = False) -> tuple[WatchedCall, float] | None:
-        """Remove and return the next call to poll, with its due time; None if no call is due.
+    def pop(self, now: float) -> tuple[WatchedCall, float] | None:
+        """Remove and return the next call to poll, with its due time; None if no call is due."""
+        self.advance(now)
+        if not self.ready:
+            return None
+        self._turns += 1
+        if self._turns % _FAILING_EVERY:
+            return self._taken(self._healthy.pop() or self._failing.pop())
+        return self._taken(self._failing.pop() or self._healthy.pop())
 
-        For a trial, whose answer decides about the account, choose a random call that did not fail
-        (every second time, one with an answer), else one with the fewest failures.
+    def pop_for_trial(self, now: float) -> tuple[WatchedCall, float] | None:
+        """Remove and return a call whose answer decides about the account; see `pop`.
+
+        Choose a random call that did not fail (every second time, one with an answer), else one
+        with the fewest failures.
         """
         self.advance(now)
         if not self.ready:
             return None
         self._turns += 1
-        first, second = self._healthy, self._failing
-        if trial:
-            odd = self._turns % 2 == 1
-            call = first.pop_best(
-                lambda call: odd and call.state is CallState.NEW
-            ) or second.pop_best(self._priority)
-            self._left_over += 1
-        else:
-            if not self._turns % _FAILING_EVERY:
-                first, second = second, first
-            call = first.pop() or second.pop()
+        self._left_over += 1
+        odd = self._turns % 2 == 1
+        best = self._healthy.pop_best(lambda call: odd and call.state is CallState.NEW)
+        return self._taken(best or self._failing.pop_best(self._priority))
+
+    def _taken(self, call: WatchedCall | None) -> tuple[WatchedCall, float]:
         if call is None:
             raise RuntimeError("a due call is missing in the queues")
         due = call.tick * TICK

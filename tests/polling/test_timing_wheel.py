@@ -36,7 +36,8 @@ class TimingWheelMachine(RuleBasedStateMachine):
     @rule(passed=AHEAD, trial=st.booleans())
     def pop(self, passed: float, trial: bool) -> None:  # noqa: FBT001 - drawn
         self.now = now = self.now + passed
-        found = self.wheel.pop(now, trial=trial)
+        pop = self.wheel.pop_for_trial if trial else self.wheel.pop
+        found = pop(now)
         ready = {n: tick for n, tick in self.due.items() if tick * TICK <= now}
         if found is None:
             assert not ready
