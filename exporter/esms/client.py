@@ -124,7 +124,9 @@ class EsmsClient:
             *(f'"{name}"' for name in keys),
         )
 
-    async def send_status(self, reference_id: str, kind: Kind = Kind.CALL) -> Answer:
+    # Not coroutine functions: see `HttpClient.request`.
+
+    def send_status(self, reference_id: str, kind: Kind = Kind.CALL) -> Awaitable[Answer]:
         """Poll a call or a message: one `GetSendStatus` request."""
         poll = self._polls[kind]
         encoded = reference_id
@@ -132,25 +134,22 @@ class EsmsClient:
         if not (reference_id.isascii() and reference_id.replace("-", "").isalnum()):
             encoded = quote(reference_id, safe="")
         url = poll.url(query_string=poll.query.reveal() + encoded)
-        answer = await self._answer(self._http.request("GET", url), poll.read, self._hidden)
-        if answer.outcome is not Outcome.OK:
-            self._http.renew_soon()
-        return answer
+        return self._answer(self._http.request("GET", url), poll.read, self._hidden)
 
-    async def place_call(self, request: CallRequest) -> Answer:
+    def place_call(self, request: CallRequest) -> Awaitable[Answer]:
         """Place a call: a single request on a new connection, without retries."""
         phone = request.phone.reveal()
         query = _query({**self._keys(), "Phone": phone, **request.parameters()})
         url = URL(f"{URL(self._account.base_url)}/{request.operation}?{query}", encoded=True)
         hidden = self._hidden + _hidden(phone, phone.lstrip("+0"), "Phone=")
-        return await self._answer(self._http.request_once(url), read_placed, hidden)
+        return self._answer(self._http.request_once(url), read_placed, hidden)
 
-    async def balance(self) -> Answer:
+    def balance(self) -> Awaitable[Answer]:
         """Request the balance: one `GetBalance_json` request, to a separate host."""
         url = URL(f"{URL(self._account.balance_url)}/GetBalance_json", encoded=True)
         data, headers = json.dumps(self._keys()).encode(), {"Content-Type": "application/json"}
         request = self._http.request("POST", url, data=data, headers=headers)
-        return await self._answer(request, read_balance, self._hidden)
+        return self._answer(request, read_balance, self._hidden)
 
     async def close(self) -> None:
         """Close the connections; requests in flight fail."""
@@ -167,11 +166,16 @@ class EsmsClient:
             response = await request
         except RequestError as error:
             return Answer(Outcome(error.reason), message=str(error), sent=error.sent)
-        if response.status != _OK:
+        if response.status == _OK:
+            answer = read(response.body, hidden)
+            if answer.outcome is _SUCCESS:
+                return answer
+            answer = self._reclassified(answer)
+        else:
             retry_after, date = map(response.headers.get, ("Retry-After", "Date"))
-            return read_refusal(response.status, retry_after, time.time(), date)
-        answer = read(response.body, hidden)
-        return answer if answer.outcome is _SUCCESS else self._reclassified(answer)
+            answer = read_refusal(response.status, retry_after, time.time(), date)
+        self._http.renew_soon()
+        return answer
 
     def _reclassified(self, answer: Answer) -> Answer:
         """Apply `codes` of the account, and log each unknown code once."""
