@@ -31,7 +31,7 @@ from exporter.simulator import Account, Plan, Simulator
 from exporter.sources.configuration import ConfigFile
 from tests.notify.bench import ACCOUNTS, Bench
 from tests.notify.receiver import SECRET
-from tests.samples import samples, value
+from tests.samples import value
 from tests.waiting import DEADLINE, deadline, until
 
 BUSY = Finished(Result.SUCCESS, Status.BUSY)
@@ -56,25 +56,6 @@ def of_main(
 async def bench(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Bench]:
     async with of_main(simulator, tmp_path) as bench:
         yield bench
-
-
-async def test_calls_that_are_pushed_are_polled_and_shown(
-    bench: Bench, simulator: Simulator
-) -> None:
-    simulator.add_call("main", "a", Plan())
-    await bench.watch("a", "later", campaign="otp")
-    assert bench.service.calls.count == 2
-    # The series are there before the first result, so that the first failure can be alerted on.
-    labels = {"result": "failure", "status": "no_answer", "campaign": "otp"}
-    assert samples(bench.service.metrics, "esms_calls_total", **labels)
-    await until(lambda: bench.counted(campaign="otp", status="answered") == 1)
-    await until(lambda: bench.service.calls.count == 1)
-    await bench.watch("a", "A ", "later", campaign="other")
-    assert bench.service.calls.count == 1
-    status = [account.status for account in bench.service.accounts.values()]
-    assert [(line.name, sum(line.watched.values()), line.paused) for line in status] == [
-        ("main", 1, None)
-    ]
 
 
 async def test_calls_are_polled_though_nobody_waits_for_their_commit(

@@ -12,7 +12,6 @@ from exporter.config import json_schema
 from exporter.metrics.catalogue import Catalogue
 from tests.docs import pages
 from tools.reference.__main__ import PAGES, ROOT
-from tools.reference.chart import values
 from tools.reference.events import MEANINGS
 from tools.reference.logs import events, events_of
 from tools.reference.metrics import name_of, own_metrics
@@ -58,37 +57,7 @@ def test_pages_name_events_that_exist() -> None:
     assert named <= MEANINGS.keys()
 
 
-def test_log_events_are_found_with_their_fields() -> None:
-    source = """
-_log = structlog.get_logger(__name__)
-about = {"file": path} if path else {}
-_log.info("read", calls=2, **about)
-structlog.get_logger("x").log(level, "forwarded", where="there")
-other.error("not a log event")
-"""
-    found = [(event.name, event.level, event.fields) for event in events_of(source, "module")]
-    assert found == [
-        ("read", "info", ("calls", "file")),
-        ("forwarded", "warning", ("where",)),
-    ]
-
-
 @pytest.mark.parametrize("call", ["_log.info(event)", "_log.info('read', **about())"])
 def test_a_log_event_that_is_no_literal_is_refused(call: str) -> None:
     with pytest.raises(LookupError):
         list(events_of(f"_log = structlog.get_logger(__name__)\n{call}\n", "module"))
-
-
-@pytest.mark.parametrize(
-    ("text", "properties", "problem"),
-    [
-        ("a: 1\n", {"a": {}}, "no comment says what a is"),
-        ("# The value.\n\na: 1\n", {"a": {}}, "no comment says what a is"),
-        ("# The value.\na: 1\n", {}, "has no a"),
-    ],
-)
-def test_a_value_of_the_chart_without_comment_or_type_is_refused(
-    text: str, properties: dict[str, object], problem: str
-) -> None:
-    with pytest.raises(LookupError, match=problem):
-        list(values(text, {"properties": properties}))

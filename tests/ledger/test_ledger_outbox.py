@@ -553,14 +553,3 @@ def test_by_hand_one_waits_for_a_claim_of_another_exporter(
             while connection.scalar(text(waiting)) < 2 and time.monotonic() < end:
                 time.sleep(0.05)
         assert [change.result(DEADLINE) for change in changes] == [{free}, set()]
-
-
-def test_the_servers_clock_counts(shared: Callable[[], Database]) -> None:
-    database, wrong, right = shared(), LedgerClock(Machine(5.0)), LedgerClock()
-    for clock in (wrong, right):
-        database.keep_time(clock, opened=True)
-    store = Store(database, wrong)
-    outbox = Box(store, wrong)
-    finish(store, push(store, "a"))
-    assert (Box(Store(database, right), right).backlog("t")[1] or 0) > 1_700_000_000
-    assert named(claim(outbox)) == ["a"]

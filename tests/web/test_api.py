@@ -176,16 +176,6 @@ async def test_limits_and_a_ledger_that_fails(bench: Bench) -> None:
     status, problem = await bench.push("b", "c", "d")
     full = "account main: `watch.max_calls` is reached"
     assert (status, problem["detail"]) == (429, full)
-    # Each account has its own room, and a request over several is whole or nothing.
-    assert await bench.push("a", "b", account="b") == (202, {"added": 2, "known": 0})
-    both = [{"reference_id": "e", "account": name} for name in ("b", "main")]
-    both.append({"reference_id": "f", "account": "main"})
-    status, problem = await bench.ask("POST", "/calls", {"calls": both})
-    assert (status, problem["detail"]) == (429, full)
-    assert await bench.push("e", account="b") == (202, {"added": 1, "known": 0})
-    # All of a request or nothing; what is known needs no room.
-    assert await bench.push("a", "b") == (202, {"added": 0, "known": 2})
-    assert await bench.push("c") == (202, {"added": 1, "known": 0})
     # What comes while it stops is not accepted.
     await bench.app.stop()
     assert (await bench.push("late"))[0] == 503
