@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from exporter.config import load_config
 from exporter.config.redaction import redacted_config
@@ -53,56 +54,36 @@ canaries:
 home_assistant: {url: "mqtts://h0st", username: us3r, password: S3cr3t}
 """
 
-SHOWN = {
-    "accounts": [
-        {
-            "name": "main",
-            "api_key": "***",
-            "secret_key_file": "main.key",
-            "rate_limit": 5,
-            "codes": {"102": "auth"},
-        },
-        {
-            "name": "other",
-            "api_key": "***",
-            "secret_key": "***",
-            "base_url": "http://***:8080/x",
-            "default_kind": "message",
-        },
-    ],
-    "polling": {"interval": "${EVERY}", "pace": "growing"},
-    "ledger": {"url": "postgresql://***"},
-    "balance": None,
-    "watch": {
-        "labels": ["campaign"],
-        "max_calls": 2_000_000,
-        "calls": "***",
-        "files": ["calls/*.csv", "of-***.csv"],
-        "api": {"tokens": [{"name": "program", "token": "***", "accounts": ["main"]}]},
-        "sql": [{"name": "crm", "url": "mysql://***", "query": "***", "account": "main"}],
-    },
-    "notify": [
-        {
-            "name": "crm",
-            "url_file": "hook.url",
-            "secret": "***",
-            "results": ["failure"],
-            "labels": {"campaign": ["otp"]},
-        }
-    ],
-    "canaries": [
-        {
-            "name": "c",
-            "phone": "***",
-            "template": "***",
-            "variables": "***",
-            "every": "1h",
-            "max_per_day": 2,
-            "account": "main",
-        }
-    ],
-    "home_assistant": {"url": "mqtts://***", "username": "***", "password": "***"},
-}
+SHOWN = """
+accounts:
+  - {name: main, api_key: "***", secret_key_file: main.key, rate_limit: 5, codes: {"102": auth}}
+  - name: other
+    api_key: "***"
+    secret_key: "***"
+    base_url: http://***:8080/x
+    default_kind: message
+polling: {interval: "${EVERY}", pace: growing}
+ledger: {url: "postgresql://***"}
+balance:
+watch:
+  labels: [campaign]
+  max_calls: 2000000
+  calls: "***"
+  files: [calls/*.csv, "of-***.csv"]
+  api: {tokens: [{name: program, token: "***", accounts: [main]}]}
+  sql: [{name: crm, url: "mysql://***", query: "***", account: main}]
+notify:
+  - {name: crm, url_file: hook.url, secret: "***", results: [failure], labels: {campaign: [otp]}}
+canaries:
+  - name: c
+    phone: "***"
+    template: "***"
+    variables: "***"
+    every: 1h
+    max_per_day: 2
+    account: main
+home_assistant: {url: "mqtts://***", username: "***", password: "***"}
+"""
 
 
 def redacted(path: Path, text: str, *, valid: bool) -> Any:  # Any: YAML
@@ -112,7 +93,7 @@ def redacted(path: Path, text: str, *, valid: bool) -> Any:  # Any: YAML
 
 def test_a_valid_configuration(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    assert redacted(path, GOOD, valid=True) == SHOWN
+    assert redacted(path, GOOD, valid=True) == yaml.safe_load(SHOWN)
     (tmp_path / "main.key").write_text("k")
     (tmp_path / "hook.url").write_text("https://example.com/")
     load_config(path, {"KEY": "k"})  # as a report's configuration is loaded first

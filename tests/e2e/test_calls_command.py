@@ -6,12 +6,9 @@ import json
 from datetime import datetime
 from pathlib import Path
 
-import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
-from click.testing import CliRunner
 
-from exporter.cli import commands
 from exporter.simulator import Plan, Simulator
 from exporter.web.schemas import Call
 from tests.e2e.commands import Ended, in_csv, in_json, run
@@ -171,27 +168,3 @@ async def test_pages_that_are_empty_or_refused_for_a_moment(tmp_path: Path) -> N
     assert (found.code, found.errors) == (0, "")
     assert [line["reference_id"] for line in in_json(found.output)] == ["a"]
     assert asked == ["0", "5", "5", "6"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        *((f"--url={url}", "--url") for url in ("ftp://x", "http://[::1", "http://\udcff")),
-        *((f"--url=http://{host}", "--url") for host in ("x:65536", "x:y", "u:p@x", "x?y", "x#y")),
-        ("--account=\udcff", "expected UTF-8"),
-        ("--token-file=missing", "--token-file"),
-        ("--token-file=empty", "expected a token"),
-        *((f"--ca-file={name}", "--ca-file") for name in ("missing", "empty")),
-        ("--state=x", "--state"),
-        ("", "ESMS_EXPORTER_TOKEN"),
-    ],
-)
-def test_wrong_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str
-) -> None:
-    (tmp_path / "empty").touch()
-    monkeypatch.chdir(tmp_path)
-    environ = ENVIRON if arguments else {}
-    found = CliRunner().invoke(commands, ["calls", *arguments.split()], env=environ)
-    assert (found.exit_code, found.stdout) == (2, "")
-    assert expected in found.stderr.splitlines()[-1]

@@ -449,26 +449,3 @@ def test_ledgers_that_cannot_be_read(tmp_path: Path, url: str, kind: str) -> Non
     assert isinstance(found.exception, ExporterError), found.output
     assert problem in str(found.exception)
     assert not (tmp_path / "calls.csv").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("", "Missing option '--format'"),
-        ("--format=xml", "Invalid value for '--format'"),
-        ("--format=csv --from=yesterday", "expected a time in ISO 8601"),
-        ("--format=csv --from=2026-02-01 --to=2026-01-31", "expected --from before --to"),
-        ("--format=csv --from=2026-02-01 --to=2026-02-01T00:00Z", "expected --from before --to"),
-        ("--format=jsonl --label=job=x", "--label is only for --format=openmetrics"),
-        ("--format=openmetrics --label=job", "expected NAME=VALUE"),
-        ("--format=openmetrics --label=job=\udcff", "expected UTF-8"),
-        ("--format=openmetrics --label=__name__=x", "expected NAME=VALUE"),
-        ("--format=openmetrics --label=le=1", "`le` is a label of the metrics"),
-        ("--format=openmetrics --label=campaign=x", "`campaign` is a label of the metrics"),
-    ],
-)
-def test_wrong_usage(tmp_path: Path, arguments: str, expected: str) -> None:
-    prepare(tmp_path, f"sqlite:///{tmp_path}/ledger.db")
-    found = export(tmp_path, *arguments.split())
-    assert (found.exit_code, found.stdout) == (2, "")
-    assert expected in found.stderr

@@ -11,9 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from exporter.cli import commands
 from exporter.lookup import COLUMNS, TRIES
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from tests.e2e.commands import CONFIG, Command, in_csv, in_json, piped, run
@@ -183,34 +181,6 @@ async def test_bad_lines_of_a_file_keep_nothing_else_from_being_asked(
     names = [line.split()[0] for line in found.output.splitlines()[1:]]
     assert names == ["good", "a/../x?b&c%20"]
     assert asked == {*names}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("", "expected ids or --from-file"),
-        ("a --account=c", "--account"),
-        ("a", "expected --account, because several accounts"),
-        ("--account=main x\N{NO-BREAK SPACE}y", "REFERENCE_ID"),
-        ("--account=main " + "x" * 129, "is longer than 128"),
-        ("--from-file=missing.csv", "does not exist"),
-        ("--from-file=config.toml", ".csv, .txt"),
-        ("a --output=xml", "--output"),
-        ("a --output-file=results.txt", "--output-file"),
-        ("a --output-file=results.csv --output=json", "is csv, not json"),
-        ("a --rate=0", "--rate"),
-        ("a --rate=nan", "--rate"),
-    ],
-)
-def test_wrong_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str
-) -> None:
-    configure(tmp_path, "http://127.0.0.1:9", accounts=[MAIN, replace(MAIN, name="b")])
-    (tmp_path / "config.toml").touch()
-    monkeypatch.chdir(tmp_path)
-    found = CliRunner().invoke(commands, ["lookup", *filter(None, arguments.split(" ")), CONFIG])
-    assert (found.exit_code, found.stdout) == (2, "")
-    assert expected in found.stderr.splitlines()[-1]
 
 
 async def test_refused_credentials_cost_two_requests(tmp_path: Path, simulator: Simulator) -> None:

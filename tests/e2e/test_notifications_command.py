@@ -96,25 +96,6 @@ async def test_a_receiver_gets_what_it_had_refused(
     assert missing == (1, "notifications retried: 0\n", f"esms-exporter: {problems}\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        ("retry", "expected ids, or a filter"),
-        ("drop 1 --state=pending", "expected ids, or a filter"),
-        ("retry 0", "0 is not in the range"),
-        ("retry --target=crm", "no such target; configured: none"),
-        ("list --state=sent", "'sent' is not one of"),
-        ("list --account=\udcff", "expected UTF-8"),
-        ("drop --target=\udcff", "expected UTF-8"),
-    ],
-)
-async def test_wrong_usage(tmp_path: Path, arguments: str, problem: str) -> None:
-    configure(tmp_path, "http://127.0.0.1:9")
-    found = await invoke(tmp_path, "notifications", *arguments.split(), CONFIG)
-    assert (found.code, found.output) == (2, "")
-    assert problem in found.errors
-
-
 async def test_why_a_notification_was_left_alone(tmp_path: Path, simulator: Simulator) -> None:
     configure(tmp_path, simulator)
     database = open_database(f"sqlite:///{tmp_path}/ledger.db")
