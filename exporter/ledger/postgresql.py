@@ -68,8 +68,8 @@ _ADVICE: Final = {
 }
 
 
-_CONFLICTS: Final = ("23503", "40")
-"""Errors that a retry may solve."""
+_CONFLICTS: Final = ("23503", "25P03", "40")
+"""Errors that a retry may solve; the transaction had no effect."""
 
 _QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
 """Names of hosts, users and databases in messages."""
