@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,13 +15,11 @@ from pydantic_core import to_json, to_jsonable_python
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-STYLES: Final = {
+_COLOURS: Final = {
     "success": "green",
     "failure": "red",
-    "finished": "",
+    "finished": None,
     "not_found": "yellow",
     "given_up": "red",
 }
@@ -31,15 +28,8 @@ STYLES: Final = {
 _FORMATS: Final = {"duration": "{:g} s", "price": "{:,.0f} VND"}
 """How tables show the numbers of a column."""
 
-_MAX_STYLED: Final = 2_000
-"""Rows of a table with colours and a wrapped column. Rich takes a second for 2,000 rows."""
-
-# Wider than any row: output that is not a terminal is never wrapped.
-_UNBROKEN: Final = 100_000
-
 _GAP: Final = 2
-_MIN_LAST_COLUMN: Final = 12
-"""Minimum width of the last column of a table, in characters."""
+"""Spaces between two columns of a table."""
 
 # A text that already starts with `'` gets another one, so that `csv_text` can undo it.
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -149,32 +139,18 @@ def progress_bar(*, shown: bool) -> Progress:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table without the columns that are empty in all rows.
 
-    On a terminal, values of the column `state` are coloured, and the last column is wrapped, unless
-    the table is long.
+    On a terminal, values of the column `state` are coloured.
     """
     shown = [n for n, name in enumerate(columns) if name == "state" or any(row[n] for row in rows)]
-    *fixed, last = shown
-    widths = {n: max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in fixed}
-    if not sys.stdout.isatty() or len(rows) > _MAX_STYLED:
-        lines = list[str]()
-        for row in (columns, *rows):
-            padded = (row[n] + " " * (widths[n] - cell_len(row[n])) for n in fixed)
-            lines.append(f"{''.join(padded)}{row[last]}".rstrip())
-        click.echo("\n".join(lines))  # each call flushes
-        return
-    console = Console(highlight=False)
-    if console.width < sum(widths.values()) + _MIN_LAST_COLUMN:
-        # On a narrow terminal, let the terminal wrap lines: they can still be copied as a whole.
-        console.width = _UNBROKEN
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for n in shown:
-        table.add_column(columns[n], no_wrap=n != last, overflow="fold")
-    for row in rows:
-        # As Text: values are not markup.
-        table.add_row(
-            *(
-                Text(row[n], STYLES.get(row[n], "dim") if columns[n] == "state" else "")
-                for n in shown
-            )
-        )
-    console.print(table)
+    widths = {n: max(map(cell_len, (columns[n], *(row[n] for row in rows)))) + _GAP for n in shown}
+    console = Console()
+    coloured = console.color_system and not console.no_color
+
+    def cell(row: Sequence[str], n: int) -> str:
+        text, padding = row[n], " " * (widths[n] - cell_len(row[n]))
+        if coloured and text and columns[n] == "state" and row is not columns:
+            text = click.style(text, _COLOURS.get(text), dim=text not in _COLOURS or None)
+        return text + padding
+
+    lines = ("".join(cell(row, n) for n in shown).rstrip() for row in (columns, *rows))
+    click.echo("\n".join(lines))  # each call flushes
