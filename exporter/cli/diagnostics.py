@@ -8,7 +8,6 @@ import platform
 import re
 import sqlite3
 import ssl
-import sys
 import tarfile
 import time
 from collections import deque
@@ -118,7 +117,7 @@ def diagnostics(
     target = output or f"{name}-{now:%Y%m%dT%H%M%SZ}.tar.gz"
     data = archive(name, found, int(now.timestamp()))
     if target == "-":
-        sys.stdout.buffer.write(data)
+        click.echo(data, nl=False)
     else:
         with new_file(Path(target)) as file:
             file.write(data)

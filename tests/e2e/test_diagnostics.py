@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import sqlite3
 import stat
@@ -22,7 +23,7 @@ from exporter.cli.diagnostics import log_lines
 from exporter.errors import ExporterError
 from exporter.simulator import Plan, Simulator
 from tests.databases import Server
-from tests.e2e.commands import CONFIG, contents, invoke, piped
+from tests.e2e.commands import CONFIG, Command, contents, invoke, piped
 from tests.e2e.processes import Exporter, configure, listed
 
 ID = "505139D7-54F8-48A9-88FA-9460A78731DD"
@@ -199,6 +200,12 @@ async def test_where_the_archive_goes(tmp_path: Path) -> None:
     with piped(tmp_path, *arguments, "--output=-") as (command, output):
         archive = await asyncio.to_thread(output.read)
     assert (await command.end()).code == 0
+    full = os.open("/dev/full", os.O_WRONLY)
+    command = Command(tmp_path, *arguments, "--output=-", output=full)
+    os.close(full)
+    ended = await command.end()
+    assert ended.code == 1
+    assert ended.errors.endswith("the output cannot be written: No space left on device\n")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         assert "esms-exporter-diagnostics/problems.txt" in tar.getnames()
     assert (await invoke(tmp_path, *arguments)).code == 0
