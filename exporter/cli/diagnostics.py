@@ -107,7 +107,10 @@ def diagnostics(
     if log is None:
         problems.append("log.txt: pass the log of the exporter with --log-file")
     else:
-        found["log.txt"] = "".join(f"{line}\n" for line in log_lines(log)).encode()
+        try:
+            found["log.txt"] = "".join(f"{line}\n" for line in log_lines(log)).encode()
+        except OSError as error:
+            problems.append(f"log.txt: cannot be read: {error.strerror}")
     problems = [mask_phone_numbers(problem) for problem in problems]
     found["problems.txt"] = "".join(f"{problem}\n" for problem in problems).encode()
     for problem in problems:

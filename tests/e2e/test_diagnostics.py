@@ -194,6 +194,11 @@ async def test_a_locked_ledger_and_a_password(tmp_path: Path, simulator: Simulat
     assert "is locked by another program" in found["problems.txt"]
 
 
+async def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    found = await collected(tmp_path, CONFIG, DOWN, "--log-file=/proc/self/mem")
+    assert "log.txt: cannot be read: Input/output error" in found["problems.txt"]
+
+
 async def test_where_the_archive_goes(tmp_path: Path) -> None:
     configure(tmp_path, "http://127.0.0.1:9")
     arguments = ("diagnostics", CONFIG, DOWN)
