@@ -21,7 +21,7 @@ from exporter.config import AccountConfig
 from exporter.esms.answers import Answer
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.esms.codes import OTHER_CODE, Outcome
-from exporter.ids import reference_id, reference_key
+from exporter.ids import reference_id
 from exporter.ledger.canary_runs import CanaryResult
 from exporter.secrets import Secret
 from exporter.simulator import Account, Fault, FaultKind, Simulator
@@ -188,19 +188,6 @@ ACCOUNT = Account("main", "key with blank", "secret&key", balance=1e9)
 def of(simulator: Simulator, timeout: float = 60) -> EsmsClient:
     keys = {"api_key": Secret(ACCOUNT.api_key), "secret_key": Secret(ACCOUNT.secret_key)}
     return EsmsClient(AccountConfig(name="main", **keys, base_url=simulator.url), timeout)
-
-
-@pytest.mark.parametrize("request_", [RECORDING, TEMPLATE])
-async def test_a_call_is_placed(request_: CallRequest) -> None:
-    async with Simulator(accounts=(ACCOUNT,)) as simulator, of(simulator) as client:
-        placed = await client.place_call(request_)
-        assert placed.outcome is Outcome.OK
-        ((account, name),) = simulator.provider.calls
-        assert account == "main"
-        assert placed.reference_id
-        assert reference_key(name) == reference_key(placed.reference_id)
-        again = await client.place_call(request_)
-    assert (again.outcome, again.code) == (Outcome.API_ERROR, "124")
 
 
 FAULTS = {

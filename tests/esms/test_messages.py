@@ -33,7 +33,7 @@ from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind, reference_id, reference_key
 from exporter.secrets import Secret
-from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
+from exporter.simulator import Account, Fault, FaultKind, Plan, Simulator
 
 EXAMPLES = Path(__file__).parent / "examples"
 ID = "434a124c-7818-4f45-bdf2-7f7b07fff210100"
@@ -153,31 +153,6 @@ def client_of(simulator: Simulator) -> EsmsClient:
     return EsmsClient(account, 60)
 
 
-async def test_both_kinds_of_one_account() -> None:
-    async with Simulator(accounts=[MAIN], find_unknown_ids=True) as simulator:
-        simulator.add_call("main", ID, Plan(receivers=169, failed=69, price=79_430))
-        simulator.add_call("main", "call", Plan())
-        async with client_of(simulator) as client:
-
-            async def ask(text: str, kind: Kind) -> Answer:
-                return await client.send_status(reference_id(text), kind)
-
-            found = await ask(ID, Kind.MESSAGE)
-            assert verdict(message(), found, NOW, POLICY) == finished(100, 69, price=79_430.0)
-            assert (await ask("call", Kind.CALL)).call_status == "ANSWERED"
-            # Each look-up knows its own ids only.
-            assert (await ask(ID, Kind.CALL)).outcome is Outcome.NOT_FOUND
-            assert (await ask("call", Kind.MESSAGE)).outcome is Outcome.NOT_FOUND
-            documented = "d8e0f1f0702544b2acb456ca9ccfd111250"
-            assert (await ask(documented, Kind.MESSAGE)).receivers
-            simulator.faults.set("wrong_id", Fault(FaultKind.WRONG_ID, count=1))
-            other = verdict(message(), await ask(ID, Kind.MESSAGE), NOW, POLICY)
-            assert other == BackOff(Outcome.BAD_RESPONSE)
-            simulator.put_account(replace(MAIN, state=AccountState.LOCKED))
-            refused = await ask(ID, Kind.MESSAGE)
-            assert (refused.outcome, refused.code) == (Outcome.AUTH, "143")
-
-
 @pytest.mark.parametrize("kind", Kind)
 async def test_documented_oddities_of_answers_make_no_difference(kind: Kind) -> None:
     receivers = 3 if kind is Kind.MESSAGE else 0
@@ -188,6 +163,7 @@ async def test_documented_oddities_of_answers_make_no_difference(kind: Kind) -> 
             simulator.add_call("main", name, replace(plan, sent_result=result))
         for name in (*results, "not-found"):
             usual = await client.send_status(reference_id(name), kind)
+            assert usual.receivers == (receivers or None if name in results else None)
             for oddity in ("text_numbers", "numeric_code", "moved_code", "respelled_id"):
                 simulator.faults.set("it", Fault(FaultKind(oddity), count=1))
                 odd = await client.send_status(reference_id(name), kind)

@@ -98,12 +98,6 @@ def test_every_failure_of_a_request_is_an_outcome(error: type[RequestError]) -> 
     assert error is ForbiddenAddressError or Is(error.reason)
 
 
-async def test_an_event_is_signed_and_the_answer_read(receiver: Receiver) -> None:
-    receiver.answers(410)
-    (delivery,) = await deliver(target(receiver.url))
-    assert (delivery.outcome, receiver.bad, receiver.calls) == (Is.GONE, [], ["a"])
-
-
 async def test_an_answer_that_never_ends_has_been_given(receiver: Receiver) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=200)
@@ -214,14 +208,6 @@ async def test_a_name_that_nobody_answers_for(
     deliveries = [delivery for (delivery,) in await asyncio.gather(*tasks)]
     stuck.set()
     assert {delivery.outcome for delivery in deliveries} == {Is.TIMEOUT}
-
-
-async def test_proxies_of_the_environment_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, receiver: Receiver
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1/")
-    (delivery,) = await deliver(target(receiver.url))
-    assert delivery.outcome is Is.OK
 
 
 async def test_no_problem_says_where_it_goes() -> None:
