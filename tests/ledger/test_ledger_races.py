@@ -12,7 +12,6 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Connection, text
 
-from exporter.calls import Finished, Result, Status
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.engine import Database
 from exporter.ledger.store import Store
@@ -72,18 +71,6 @@ def test_a_call_that_several_take_in_is_one(stores: list[Store], source: str | N
     assert len(stores[0].unfinished("main")) == ROUNDS * 10
 
 
-def test_accounts_and_labels_that_several_use_first(stores: list[Store]) -> None:
-    for number in range(ROUNDS):
-        wanted = [
-            new(f"c{number}-{n:02}", {"x": f"{number}-{n % 4}"}, f"a{number}-{n % 3}")
-            for n in range(12)
-        ]
-        together(*(partial(s.watch, None, shuffled(wanted, n), NOW) for n, s in enumerate(stores)))
-    for table in ("accounts", "label_sets"):
-        factor = {"accounts": 3, "label_sets": 4}[table]
-        assert rows(stores[0], f"SELECT count(*) FROM {table}") == [(ROUNDS * factor,)]
-
-
 def test_a_call_that_several_finish_counts_once(stores: list[Store]) -> None:
     for number in range(ROUNDS):
         stored = stores[0].watch(None, names(number * 30, 30), NOW).added
@@ -98,48 +85,6 @@ def test_a_call_that_several_finish_counts_once(stores: list[Store]) -> None:
     assert calls_counted(stores[0]) == ROUNDS * 30
     finished = "SELECT count(*) FROM calls WHERE result = 'success' AND finished_at IS NOT NULL"
     assert rows(stores[0], finished) == [(ROUNDS * 30,)]
-
-
-def test_totals_of_all_add_up_exactly(stores: list[Store]) -> None:
-    """Of accounts and labels in any order, and with prices that come at the same time."""
-    rng = random.Random(7)
-    seconds, prices = 0.0, 0.0
-    for number in range(ROUNDS):
-        wanted = [
-            new(f"c{number}-{n:02}", {"n": str(n % 3)}, f"a{rng.randrange(4)}") for n in range(24)
-        ]
-        stored = shuffled(stores[0].watch(None, wanted, NOW).added, number)
-
-        def work(
-            store: Store, calls: list[StoredCall], told: list[StoredCall], long: list[float]
-        ) -> None:
-            for call in told:
-                pay(store, call.call.id, 350.0)
-            group = [
-                observed(call, Finished(Result.SUCCESS, Status.ANSWERED, duration))
-                for call, duration in zip(calls, long, strict=True)
-            ]
-            store.commit(group[:4])
-            store.commit(group[4:])
-
-        long = [rng.randrange(1, 1_000) / 1024 for _ in stored]
-        together(
-            *(
-                partial(
-                    work, s, stored[n::EXPORTERS], stored[n + 1 :: EXPORTERS], long[n::EXPORTERS]
-                )
-                for n, s in enumerate(stores)
-            )
-        )
-        seconds += sum(long)
-        prices += 350.0 * len({c.call.id for n in range(EXPORTERS) for c in stored[n + 1 :: 3]})
-    totals = stores[0].snapshot().totals
-    sums = {
-        kind: sum(v for c, v in totals.items() if c.total is kind and c.cell == "sum")
-        for kind in (TotalKind.DURATION, TotalKind.PRICE)
-    }
-    assert sums == {TotalKind.DURATION: seconds, TotalKind.PRICE: prices}
-    assert calls_counted(stores[0]) == ROUNDS * 24
 
 
 def test_a_price_that_several_tell_counts_once(stores: list[Store]) -> None:
