@@ -188,13 +188,18 @@ class CallTotals:
                 self._labels.pop(row, None)
 
     def add(self, cells: Iterable[tuple[TotalKey, float]]) -> None:
-        """Add increments of the ledger's totals."""
+        """Add increments of the ledger's totals.
+
+        Those of unknown label sets are left out: another exporter has just started their totals,
+        which are loaded again after its notice. Until then, the increments would be shown by the
+        series without labels, which would decrease afterwards.
+        """
         for (account, row, total, cell), amount in cells:
             if (sets := self._sets.get(account)) is None:
                 continue
             if total in self.delays:
                 _add(self.delays[total][account], cell, amount)
-            else:
+            elif row in self._labels:
                 sets[row].add(total, cell, amount)
 
     def keep_newest(self, newest: Mapping[TotalKey, CountedCall]) -> None:
@@ -202,7 +207,7 @@ class CallTotals:
         if not self.exemplars:
             return
         for (account, row, total, cell), call in newest.items():
-            if account in self._sets:
+            if account in self._sets and (total in self.delays or row in self._labels):
                 labels = () if total in self.delays else self._values(row)
                 of_labels = self._newest.setdefault((account, *labels), {})
                 of_labels[total, *_labels(cell)] = call

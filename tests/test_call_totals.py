@@ -82,9 +82,20 @@ def test_what_is_added_to_an_account_that_is_not_exposed_is_dropped() -> None:
     assert len(samples(shown.metrics, "esms_call_price_vnd_total")) == 1
 
 
+def test_a_label_set_of_another_exporter_is_not_shown_before_its_labels_are_known() -> None:
+    shown = Shown("a")
+    added = {key: amount for key, amount, _ in additions("a", 0, ANSWERED, 20.0)}
+    shown.totals.add(added.items())
+    assert shown.values() == {}
+    shown.totals.show({"a"}, Snapshot({0: {"x": "1"}}, added, {("a", 0)}))
+    shown.finish("a", 0)
+    assert shown.values() == {("a", "1"): 2}
+
+
 @pytest.mark.parametrize("cell", ["1", "1.0", "99.5", "+Inf"])
 def test_a_bucket_of_another_version_is_not_lost(cell: str) -> None:
     shown = Shown("a")
+    shown.learn({})
     shown.totals.add([(TotalKey("a", 0, TotalKind.DURATION, cell), 1.0)])
     shown.totals.add([(TotalKey("a", 0, TotalKind.CALLS, "success/of_another_version"), 1.0)])
     assert value(shown.metrics, "esms_call_duration_seconds_count") == 1
@@ -155,6 +166,7 @@ def test_open_messages_keep_their_series_when_the_totals_are_read_again() -> Non
 
 def test_the_messages_of_an_account_are_those_of_all_its_label_sets() -> None:
     shown = Shown("a", "b")
+    shown.learn({}, {"x": "1"})
     message = Finished(Result.SUCCESS, Status.NONE, receivers=Receivers(100, 69))
     for row, price in ((0, 5.0), (1, None)):
         shown.add(additions("a", row, message, 20.0, price, Kind.MESSAGE))
