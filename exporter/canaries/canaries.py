@@ -326,7 +326,9 @@ class Canaries:
         waited = self._loop.time() - self._overdue.get(run.id, math.inf)
         # Without an exporter that polls the account, the run ends as late.
         last = run.deadline_at + self._timeout + 2 * self._margin
-        if waited > self._timeout + _LAST_POLL or now > last:
+        late = waited > self._timeout + _LAST_POLL or now > last
+        # While the ledger fails, the result may be known and not be committed yet.
+        if late and not self._ledger.is_pending(call.id):
             await self._runner.end(run.id, run.canary, CanaryResult.LATE)
             if account:
                 account.poller.remove(call.id)

@@ -170,6 +170,10 @@ class Ledger:
         self._pending[call.id] = Observation(account, call, verdict, at)
         self._observed.set()
 
+    def is_pending(self, call: int) -> bool:
+        """Whether an observation of a call is not committed yet."""
+        return call in self._pending
+
     async def run(self) -> None:
         """Commit recorded observations in groups until `close_soon` is called."""
         failures, sync_at, ahead = 0, 0.0, self.clock.ahead
@@ -211,21 +215,13 @@ class Ledger:
     async def _flush(self) -> bool:
         # Take the oldest ones; after an outage of the ledger there may be many.
         group = dict(islice(self._pending.items(), BATCH_SIZE))
-        for call_id in group:
-            del self._pending[call_id]
-        if not self._pending and not self._closing:
+        if len(group) == len(self._pending) and not self._closing:
             self._observed.clear()
         started = time.perf_counter()
         try:
             # Commit empty groups too: this proves that the ledger can be written.
             committed = await self.call(self.store.commit, list(group.values()))
         except LedgerError as error:
-            # Keep newer observations of the same calls, except that a finish is never replaced.
-            for call_id, observation in group.items():
-                if isinstance(observation.verdict, Finished):
-                    self._pending[call_id] = observation
-                else:
-                    self._pending.setdefault(call_id, observation)
             self._observed.set()
             if self._problem is None:
                 _log.error("ledger write failed", problem=str(error))
@@ -234,6 +230,9 @@ class Ledger:
         if self._problem is not None:
             _log.info("ledger writes recovered")
         self._problem = None
+        for call_id, observation in group.items():
+            if self._pending[call_id] is observation:  # no newer one
+                del self._pending[call_id]
         if group:
             self._observe_commit(time.perf_counter() - started)
             self._committed(group.values(), committed)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,24 @@ async def test_a_call_that_does_not_finish_is_late(tmp_path: Path, clock: Clock)
         await until(lambda: there.total("late") == 1)
         assert there.success == 0
         assert len(there.placed.codes) == 1
+
+
+async def test_a_result_that_waits_for_the_ledger_is_not_late(tmp_path: Path, clock: Clock) -> None:
+    async with scene(tmp_path, clock) as there:
+        service = there.service.ledger
+        with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as ledger:
+            ledger.execute(
+                "CREATE TRIGGER full BEFORE UPDATE OF result ON calls WHEN NEW.result = 'success' "
+                "BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+            clock.set(NOON + 1)
+            await until(lambda: service.problem is not None)
+            ledger.execute("UPDATE canary_runs SET deadline_at = 0")
+            errors = service.errors
+            await until(lambda: service.errors > errors)  # runs are checked meanwhile
+            ledger.execute("DROP TRIGGER full")
+        await until(lambda: there.total("success") == 1)
+        assert there.total("late") == 0
 
 
 async def test_a_paused_account_places_nothing(there: Scene) -> None:
