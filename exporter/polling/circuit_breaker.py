@@ -82,7 +82,7 @@ class CircuitBreaker:
 
     Args:
         limiter: is slowed down when the provider throttles.
-        stats: receives `authorized` and `paused_until`.
+        stats: receives `authorized` and `pause_ends`.
         calls: the open calls, by row: a live mapping, shared by reference.
         jitter: returns a factor around 1, to spread the ends of pauses.
 
@@ -168,18 +168,18 @@ class CircuitBreaker:
         self._close()
         self._answers_from = now
         self.half_open, self._trial_under_way, self.healthy = True, False, False
-        self._stats.paused_until = 0.0
+        self._stats.pause_ends = 0.0
         failing = list(self.failures)
         for seen in (self.failures, self._throttled, self._suspects, self.answered_lately):
             seen.clear()
         return failing
 
-    def added(self, wall: float) -> None:
+    def added(self, now: float) -> None:
         """End a pause that was based on too few calls, because a new call was added."""
         reason = self.reason
         if reason and len(self._suspects) < (REFUSAL if reason in _REFUSED else OUTAGE):
             self.paused_until = -math.inf
-            self._stats.paused_until = wall
+            self._stats.pause_ends = now
 
     def forget(self, call_id: int) -> None:
         """Remove a call."""
@@ -187,9 +187,7 @@ class CircuitBreaker:
             self.failures.pop(call_id, None)
             self._throttled.discard(call_id)
 
-    def polled(
-        self, call: WatchedCall, answer: Answer, sent_at: float, now: float, wall: float
-    ) -> list[int]:
+    def polled(self, call: WatchedCall, answer: Answer, sent_at: float, now: float) -> list[int]:
         """Record the answer to a poll; see `answered`.
 
         May be skipped for good answers while nothing has failed.
@@ -211,15 +209,15 @@ class CircuitBreaker:
             if not self._has_no_witness(outcome, now):
                 known = Evidence.RELIABLE if call in self.answered_lately else Evidence.WEAK
                 evidence = Evidence.SICK if failures else known
-        return self.answered(answer, evidence, sent_at, now, wall)
+        return self.answered(answer, evidence, sent_at, now)
 
-    def requested(self, answer: Answer, sent_at: float, now: float, wall: float) -> list[int]:
+    def requested(self, answer: Answer, sent_at: float, now: float) -> list[int]:
         """Record the answer to a request other than a poll; see `answered`."""
         evidence = Evidence.RELIABLE
         failed, self._request_failed = self._request_failed, answer.outcome not in GOOD
         if failed and self._request_failed and not self._has_no_witness(answer.outcome, now):
             evidence = Evidence.SICK  # such requests fail repeatedly, polls do not
-        return self.answered(answer, evidence, sent_at, now, wall)
+        return self.answered(answer, evidence, sent_at, now)
 
     def recovered(self, call_id: int, now: float) -> None:
         """Record a good answer to a call whose last poll was throttled.
@@ -232,13 +230,11 @@ class CircuitBreaker:
         if len(self._recovered) >= _RECOVERED_CALLS:
             self._slow_down(now)
 
-    def answered(
-        self, answer: Answer, evidence: Evidence, sent_at: float, now: float, wall: float
-    ) -> list[int]:
+    def answered(self, answer: Answer, evidence: Evidence, sent_at: float, now: float) -> list[int]:
         """Record the answer to a request, with the outcome of the verdict.
 
-        Answers to requests that were sent before a trial are ignored. `wall` is `now` as a Unix
-        time. Return the rows of calls to poll again, because the account made them fail.
+        Answers to requests that were sent before a trial are ignored. Return the rows of calls to
+        poll again, because the account made them fail.
         """
         stats, was, outcome = self._stats, self.reason, answer.outcome
         changed = sent_at >= self._answers_from and self._judge(answer, evidence, sent_at, now)
@@ -248,7 +244,7 @@ class CircuitBreaker:
             if changed:
                 if outcome is Outcome.AUTH:
                     stats.authorized = False
-                stats.paused_until = wall + self.paused_until - now
+                stats.pause_ends = self.paused_until
             if changed and was is not outcome:
                 _log.warning(
                     "account paused",
@@ -260,7 +256,7 @@ class CircuitBreaker:
                 )
             return []
         if changed and was is not None:
-            stats.paused_until = 0.0
+            stats.pause_ends = 0.0
             _log.info("account resumed", account=self._account, reason=was.value)
         if self.half_open:
             return []

@@ -112,13 +112,13 @@ class Poller:
         at a random time within their interval. Label sets share the rate evenly.
         """
         # Read the clocks once: reading them takes as long as all else here.
-        now, wall, machine_wall = self._loop.time(), self._clock(), self._machine_clock()
+        now, wall = self._loop.time(), self._clock()
         self._wheel.advance(now)
         for call in calls:
             if call.id in self.calls:
                 continue
             self.calls[call.id] = call
-            self.breaker.added(machine_wall)
+            self.breaker.added(now)
             self.stats.polls_of(call.kind)  # expose zeros before the first message is polled
             self.stats.open[call.kind][call.state] += 1
             wait = self._first_wait(call, now, wall)
@@ -266,8 +266,8 @@ class Poller:
         try:
             answer = await send()
         finally:
-            answered, wall = self._loop.time(), self._machine_clock()
-            self._reschedule_now(self.breaker.requested(answer, now, answered, wall))
+            answered = self._loop.time()
+            self._reschedule_now(self.breaker.requested(answer, now, answered))
             self.wake()
         return answer, answered - now
 
@@ -421,7 +421,7 @@ class Poller:
                 if call.id in breaker.failures:
                     last_seen = 0.0  # the last poll failed
                 said = answer._replace(outcome=outcome)
-                self._reschedule_now(breaker.polled(call, said, sent_at, now, machine_wall))
+                self._reschedule_now(breaker.polled(call, said, sent_at, now))
             if self.calls.get(call.id) is call:
                 self._apply_verdict(call, decided, last_seen, now, wall)
             elif call.id not in self.calls:

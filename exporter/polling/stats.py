@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class AccountStats:
         oldest_open: when the oldest open call or message was added (Unix time); 0 if there is none.
         lags: seconds from the due time of a poll to its request.
         authorized: whether the provider accepts the credentials; None if unknown.
-        paused_until: when the pause ends (Unix time); 0 if the account is not paused.
+        pause_ends: when the pause ends, by the monotonic clock; 0 if the account is not paused.
         last_success: time of the last successful poll (Unix time); 0 before the first.
         balance: the last known balance, if any.
         balance_warning: the balance is low below this amount in VND, if configured.
@@ -112,7 +113,7 @@ class AccountStats:
     oldest_open: float = 0.0
     lags: Distribution = field(default_factory=lambda: Distribution(LAG_BUCKETS))
     authorized: bool | None = None
-    paused_until: float = 0.0
+    pause_ends: float = 0.0
     last_success: float = 0.0
     balance: Balance | None = None
     balance_warning: float | None = None
@@ -131,6 +132,11 @@ class AccountStats:
     def polls_of(self, kind: Kind) -> RequestStats:
         """Return the statistics of the polls of calls or of messages."""
         return self.polls if kind is _CALL else self.of(Operation.GET_MESSAGE_STATUS)
+
+    @property
+    def paused_until(self) -> float:
+        """When the pause ends (Unix time), by the machine's clock of now; 0 if not paused."""
+        return self.pause_ends and round(time.time() + self.pause_ends - time.monotonic(), 3)
 
     @property
     def polls_messages(self) -> bool:

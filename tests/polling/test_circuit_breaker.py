@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from enum import Enum
 
@@ -44,7 +45,7 @@ class Bench(CircuitBreaker):
         evidence: Evidence = Evidence.RELIABLE,
     ) -> Change | None:
         was = self.paused_by
-        self.answered(Answer(outcome, retry_after=retry_after), evidence, sent_at, now, now)
+        self.answered(Answer(outcome, retry_after=retry_after), evidence, sent_at, now)
         if self.paused_by is was:
             return None
         return Change.OPENED if self.paused_by else Change.CLOSED
@@ -323,6 +324,13 @@ def test_a_pause_can_be_ended() -> None:
     assert breaker.half_open
     assert breaker.ask(now, Outcome.AUTH) is Change.OPENED
     assert breaker.paused_until == now + 240
+
+
+def test_the_end_of_a_pause_is_shown_by_the_clock_of_now() -> None:
+    stats = AccountStats()
+    assert stats.paused_until == 0
+    stats.pause_ends = time.monotonic() + 900
+    assert stats.paused_until == pytest.approx(time.time() + 900, abs=60)
 
 
 def test_an_account_is_healthy_where_a_good_answer_changes_nothing() -> None:

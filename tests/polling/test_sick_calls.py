@@ -167,7 +167,7 @@ async def test_calls_that_were_all_refused_at_once_show_that_the_account_was(
     begun = now()
     scene.for_all = Answer(Outcome.THROTTLED, retry_after=900.0)
     await asyncio.sleep(120)
-    assert scene.stats.paused_until
+    assert scene.stats.pause_ends
     assert scene.requests(begun) <= calls + 60
 
 
@@ -238,7 +238,7 @@ async def test_what_is_logged_of_a_pause(scene: Scene) -> None:
         await asyncio.sleep(300)
         scene.for_all = QUEUED
         await scene.until(lambda: scene.poller.paused is None)
-    assert scene.stats.paused_until == 0
+    assert scene.stats.pause_ends == 0
     assert [line["event"] for line in logs] == ["account paused", "account resumed"]
 
 
