@@ -260,9 +260,8 @@ def test_the_drain_fits_and_the_configuration_is_good(manifests: Manifests, tmp_
     assert pod_of(manifests)["terminationGracePeriodSeconds"] >= config.shutdown_timeout + 10
 
 
-async def test_it_starts_as_the_pod_starts_it_and_is_probed_and_scraped(
-    one: Manifests, tmp_path: Path
-) -> None:
+async def test_it_starts_as_the_pod_starts_it_and_is_probed_and_scraped(tmp_path: Path) -> None:
+    one = made("kustomize")  # the chart says the same
     container = container_of(one)
     config = mounted(one, tmp_path)
     with config.open("a") as file:

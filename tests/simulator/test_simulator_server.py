@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +12,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 import pytest_asyncio
-import trustme
 
 from exporter.simulator import Account, AccountState, Fault, FaultKind, Plan, Simulator
 from tests.waiting import DEADLINE, deadline, until
@@ -68,54 +66,6 @@ def _until_closed(client: socket.socket) -> bool:
         return client.recv(1) == b""
     except ConnectionError:
         return True
-
-
-async def test_the_documented_answers(sim: Simulator, http: aiohttp.ClientSession) -> None:
-    response, body = await ask(http, sim, ReferenceId=f" {ID.lower()}")
-    assert response.headers["Content-Type"] == "application/json; charset=utf-8"
-    assert response.headers["Set-Cookie"].startswith("ASP.NET_SessionId=")
-    assert body.startswith(b'{"CallDuration":13,"CallStatus":"ANSWERED","CodeResponse":"100",')
-    assert await status(http, sim, SecretKey="other") == {
-        "CodeResult": "101",
-        "CountRegenerate": 0,
-        "ErrorMessage": "Authorize Failed",
-    }
-    assert (await status(http, sim, ApiKey="unknown"))["CodeResult"] == "101"
-    requests = {("main", "100"): 1, ("main", "101"): 1, ("-", "101"): 1}
-    assert {key: sim.traffic.total(*key) for key in requests} == requests
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "start"),
-    [
-        (json.dumps(KEYS), 200, b'{"Balance":1000000,"CodeResponse":"100",'),
-        (json.dumps({**KEYS, "SecretKey": "x"}), 200, b'{"Balance":0,"CodeResponse":"101",'),
-        ("{", 400, b"<!DOCTYPE html>"),
-        ("[]", 400, b"<!DOCTYPE html>"),
-    ],
-)
-async def test_balance(
-    sim: Simulator, http: aiohttp.ClientSession, body: str, status: int, start: bytes
-) -> None:
-    async with http.post(f"{sim.url}/GetBalance_json", data=body) as response:
-        assert response.status == status
-        assert (await response.read()).startswith(start)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("POST", "/GetSendStatus", 405),
-        ("GET", "/GetBalance_json", 405),
-        ("GET", "/GetNothing", 404),
-    ],
-)
-async def test_pages_instead_of_answers(
-    sim: Simulator, http: aiohttp.ClientSession, method: str, path: str, status: int
-) -> None:
-    async with http.request(method, sim.url + path) as response:
-        assert response.status == status
-        assert response.content_type == "text/html"
 
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
@@ -227,21 +177,6 @@ async def test_stopping_does_not_wait(
         await asking
     assert not sim.traffic.open
     assert not caplog.records
-
-
-async def test_https(http: aiohttp.ClientSession) -> None:
-    authority = trustme.CA()
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    async with Simulator(ssl_context=server) as sim:
-        assert sim.url.startswith("https://")
-        async with http.get(f"{sim.url}/GetSendStatus", ssl=client) as response:
-            assert (await response.json())["CodeResult"] == "101"
-        sim.faults.set("it", Fault(FaultKind.RESET))
-        with pytest.raises(aiohttp.ClientError):
-            await http.get(f"{sim.url}/GetSendStatus", ssl=client)
 
 
 async def control(
