@@ -160,9 +160,7 @@ class HttpClient:
         self._expires_at = min(self._expires_at, self._opened_at + self._max_ages[1])
 
     async def close(self) -> None:
-        """Close all connections; requests in flight fail."""
-        if self._timer:
-            self._timer.cancel()
+        """Close all connections; requests in flight fail, except those of `request_once`."""
         for task in self._replaced:
             task.cancel()
         # A task that is cancelled before its first step would leave its session open.

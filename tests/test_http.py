@@ -240,6 +240,20 @@ async def test_what_was_never_connected_was_never_sent() -> None:
             assert not (await failure(http.request_once(to), kind)).sent
 
 
+async def test_a_request_on_its_own_connection_times_out_although_the_client_is_closed() -> None:
+    connected = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()  # until the connection is closed
+
+    async with peer(silent) as port, asyncio.TaskGroup() as tasks:
+        async with client(0.2) as http:
+            request = tasks.create_task(failure(http.request_once(url(port)), RequestTimeoutError))
+            await connected.wait()
+        assert (await request).sent
+
+
 def subclasses(kind: type[Exception]) -> set[type[Exception]]:
     return {kind} | {each for child in kind.__subclasses__() for each in subclasses(child)}
 
