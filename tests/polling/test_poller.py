@@ -9,7 +9,6 @@ from structlog.testing import capture_logs
 
 from benchmarks import virtual_time
 from exporter.calls import CallState, Finished, GiveUpPolicy, PollAgain, Result, Status, WatchedCall
-from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind, reference_id
 from exporter.polling.intervals import ENOUGH
@@ -17,7 +16,6 @@ from exporter.polling.timing_wheel import TICK
 from tests.polling.scene import BUSY, QUEUED, Scene
 from tests.waiting import until
 
-AUTH = Answer(Outcome.AUTH, "101", message="Authorize Failed")
 CONCURRENCY = 4
 FAST: dict[str, Any] = {
     "interval": 0.05,
@@ -66,27 +64,6 @@ async def test_a_lowered_limit_holds_though_calls_are_always_due(scene: Scene) -
     assert scene.poller.backlog()[0] > CONCURRENCY
     scene.configure(**FAST)
     await until(lambda: scene.under_way == CONCURRENCY)
-
-
-async def test_refused_credentials_cost_two_requests_and_no_call(scene: Scene) -> None:
-    scene.for_all = AUTH
-    with capture_logs() as logs:
-        scene.watch(*"abcdefgh")
-        await until(lambda: scene.poller.paused is Outcome.AUTH)
-    assert len(scene.asked) == len(set(scene.asked)) == 2
-    assert [(line["event"], line["code"], line["message"]) for line in logs] == [
-        ("account paused", "101", "Authorize Failed")
-    ]
-    assert scene.stats.polls.codes["101"] == 2
-    assert scene.stats.authorized is False
-    assert scene.stats.pause_ends > asyncio.get_running_loop().time()
-    assert len(scene.poller.calls) == 8
-    assert scene.observed == []
-    scene.for_all = BUSY
-    scene.poller.retry()
-    assert scene.stats.pause_ends == 0
-    await until(lambda: len(scene.observed) == 8)
-    assert scene.stats.authorized is True
 
 
 async def test_a_call_that_is_let_go_means_nothing_any_more(scene: Scene) -> None:
