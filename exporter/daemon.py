@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -25,20 +25,18 @@ class Daemon:
     Args:
         app: the exporter.
         web: addresses and access rules of the web server.
-        lifespan: an async generator, as in ASGI frameworks: runs to its `yield` after the start,
-            and continues at shutdown.
+        on_ready: called after the start with the URLs of the web server.
     """
 
     def __init__(
         self,
         app: App,
         web: WebOptions,
-        *,
-        lifespan: Callable[[App, Sequence[str]], AsyncIterator[None]] | None = None,
+        on_ready: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         self._app = app
         self._server = WebServer(app, web)
-        self._lifespan = lifespan
+        self._on_ready = on_ready
         self._notifier = Notifier()
         self._stop_requested = asyncio.Event()
         self._reload_requested = asyncio.Event()
@@ -85,16 +83,13 @@ class Daemon:
 
     async def _main_loop(self, addresses: Sequence[str]) -> None:
         self._notifier.ready(self._status())
-        async with AsyncExitStack() as stack:
-            if self._lifespan:
-                context = asynccontextmanager(self._lifespan)(self._app, addresses)
-                await stack.enter_async_context(context)
-            reloading = asyncio.create_task(self._reload_on_signal())
-            self._app.supervisor.watch(reloading)
-            try:
-                await self._app.supervisor.wait_for(self._stop_requested)
-            finally:
-                reloading.cancel()
+        self._on_ready(addresses)
+        reloading = asyncio.create_task(self._reload_on_signal())
+        self._app.supervisor.watch(reloading)
+        try:
+            await self._app.supervisor.wait_for(self._stop_requested)
+        finally:
+            reloading.cancel()
 
     async def _shut_down(self) -> None:
         self._notifier.stopping()

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import random
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -88,26 +88,21 @@ async def _serve(addresses: Sequence[ListenAddress]) -> None:
     with tempfile.TemporaryDirectory(prefix="esms-exporter-demo-") as folder:
         async with Simulator(accounts=(*ACCOUNTS, REFUSED), speed=SPEED) as simulator:
             config = configuration(simulator.url, Path(folder))
+            app = App(lambda: config)
 
-            async def lifespan(service: App, listening: Sequence[str]) -> AsyncIterator[None]:
+            def on_ready(listening: Sequence[str]) -> None:
                 click.echo(_banner(listening, simulator))
-                calls = asyncio.create_task(_place_calls(service, config, simulator))
-                try:
-                    yield
-                finally:
-                    calls.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await calls
+                app.supervisor.start(_place_calls(app, config, simulator))
 
-            await Daemon(App(lambda: config), WebOptions(addresses), lifespan=lifespan).run()
+            await Daemon(app, WebOptions(addresses), on_ready).run()
 
 
-async def _place_calls(service: App, config: Config, simulator: Simulator) -> None:
+async def _place_calls(app: App, config: Config, simulator: Simulator) -> None:
     """Place calls until cancelled, as a user's program would."""
 
     async def watch(account: Account, text: str, campaign: str, kind: Kind = Kind.CALL) -> None:
         call = NewCall(account.name, reference_id(text), {"campaign": campaign}, kind)
-        await service.calls.add(None, [call])
+        await app.calls.add(None, [call])
 
     # The calls of the refused account were placed before its keys were revoked.
     await watch(REFUSED, "505139D7-54F8-48A9-88FA-9460A78731DD", "otp")
