@@ -12,11 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+from typing import Final, NamedTuple, TextIO
 from weakref import WeakValueDictionary
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 
 class FileProblemError(Exception):
@@ -32,28 +29,6 @@ class FileProblemError(Exception):
         self.line, self.path = line, tuple(path)
 
 
-class _Bounded(io.RawIOBase):
-    """Reads a file, and fails beyond `limit` bytes, even if the file grows."""
-
-    def __init__(self, file: io.FileIO, limit: int) -> None:
-        self._file = file
-        self._limit = self._left = limit
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
-        count = self._file.readinto(buffer)
-        self._left -= count or 0
-        if self._left < 0:
-            raise _too_large(self._limit)
-        return count
-
-
-def _too_large(limit: int) -> FileProblemError:
-    return FileProblemError(f"is larger than {limit >> 10} KiB")
-
-
 @contextmanager
 def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
     """Open a regular file of at most `limit` bytes of text: UTF-8, or UTF-16 with a BOM.
@@ -63,17 +38,16 @@ def open_text(path: Path, limit: int, newline: str = "\n") -> Iterator[TextIO]:
     try:
         # A FIFO without a writer must not block. Check the open file: its path may change between
         # a check and the opening.
-        with io.FileIO(path, opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileProblemError("cannot be read: not a regular file")
             if status.st_size > limit:
-                raise _too_large(limit)
-            raw = io.BufferedReader(_Bounded(file, limit))
+                raise FileProblemError(f"is larger than {limit >> 10} KiB")
             # "Unicode text" of Excel, and redirected output of PowerShell.
-            is_utf_16 = raw.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
+            is_utf_16 = file.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
             encoding = "utf-16" if is_utf_16 else "utf-8-sig"
-            yield io.TextIOWrapper(raw, encoding=encoding, newline=newline)
+            yield io.TextIOWrapper(file, encoding=encoding, newline=newline)
     except OSError as error:
         raise FileProblemError(f"cannot be read: {error.strerror}") from None
     except UnicodeError:
