@@ -7,8 +7,6 @@
     │   └── LedgerConflictError  a concurrent transaction conflicts
     ├── SourceError              a watch source cannot be read
     ├── CapacityError            a limit of calls is reached; retry later
-    ├── ListenError              the server cannot listen on an address
-    ├── ResultsError             a file of results cannot be used
     ├── BrokerError              the MQTT connection failed
     │   └── BrokerAwayError      there is no connection; nothing was sent
     ├── RemoteExporterError      a running exporter does not answer, or refuses the request
@@ -92,14 +90,6 @@ class CapacityError(ExporterError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class ListenError(ExporterError):
-    """The server cannot listen on an address."""
-
-
-class ResultsError(ExporterError):
-    """A file of results cannot be read, or cannot be continued."""
 
 
 class BrokerError(ExporterError):

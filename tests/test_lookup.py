@@ -12,7 +12,7 @@ import pytest
 
 from exporter.calls import MAX_CALL_DURATION, CallState, Key, Result, Status
 from exporter.cli.lookup import results_file
-from exporter.errors import ResultsError
+from exporter.errors import ExporterError
 from exporter.esms.answers import Answer
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind, ReferenceId, reference_id, reference_key
@@ -206,7 +206,7 @@ def test_what_is_no_file_of_results_is_left_alone(
     path = tmp_path / name
     before = content.encode(errors="surrogateescape")
     path.write_bytes(before)
-    with pytest.raises(ResultsError, match=reason), results_file(path):
+    with pytest.raises(ExporterError, match=reason), results_file(path):
         pass
     assert path.read_bytes() == before
 
@@ -219,7 +219,7 @@ def test_what_is_no_file_at_all(tmp_path: Path) -> None:
         ("pipe.csv", "Illegal seek"),
         ("missing/x.csv", "No such file"),
     ):
-        with pytest.raises(ResultsError, match=reason), results_file(tmp_path / name):
+        with pytest.raises(ExporterError, match=reason), results_file(tmp_path / name):
             pass
 
 
@@ -230,7 +230,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_for_long(tmp_path: Path) -> 
     # Room for a part of a line.
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
     try:
-        with pytest.raises(ResultsError, match="File too large"):
+        with pytest.raises(ExporterError, match="File too large"):
             written(path, BAD)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

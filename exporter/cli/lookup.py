@@ -31,7 +31,7 @@ from exporter.cli.output import (
 )
 from exporter.config import Config, load_config
 from exporter.config.document import Problems
-from exporter.errors import ConfigError, Problem, ResultsError
+from exporter.errors import ConfigError, ExporterError, Problem
 from exporter.esms.client import EsmsClient
 from exporter.esms.codes import Outcome
 from exporter.ids import Kind, ReferenceId, reference_id, reference_key
@@ -200,15 +200,15 @@ def _read_calls(
 
 @contextmanager
 def results_file(path: Path) -> Iterator[ResultsFile]:
-    """Open a resumable output file, or create it; raise `ResultsError` if it cannot be used."""
+    """Open a resumable output file, or create it; raise `ExporterError` if it cannot be used."""
     try:
         with path.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield ResultsFile(path, file)
     except BlockingIOError:
-        raise ResultsError(f"{path}: is in use by another look-up") from None
+        raise ExporterError(f"{path}: is in use by another look-up") from None
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be used: {error.strerror}") from None
+        raise ExporterError(f"{path}: cannot be used: {error.strerror}") from None
 
 
 class ResultsFile:
@@ -228,7 +228,7 @@ class ResultsFile:
         file.seek(0)
         data = file.read()
         if not (data.startswith(start) or start.startswith(data)):
-            raise ResultsError(f"{path}: is not a results file of this version; use another file")
+            raise ExporterError(f"{path}: is not a results file of this version; use another file")
         complete = data[: data.rfind(b"\n") + 1]
         answered: dict[CallName, bool] = {}
         for number, text in enumerate(complete.split(b"\n")[:-1], 1):
@@ -239,7 +239,7 @@ class ResultsFile:
                 answered[name] = good
             except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
                 message = f"{path}: is not a results file: line {number} is invalid"
-                raise ResultsError(message) from None
+                raise ExporterError(message) from None
         self.answered = {name for name in answered if answered[name]}
         file.truncate(len(complete))
         if not complete:

@@ -137,7 +137,7 @@ class WebServer:
         Raises:
             ConfigError: the web configuration file is invalid.
             SourceError: its file system does not respond.
-            ListenError: an address is not available.
+            ExporterError: an address is not available.
         """
         if self._config is not None:
             self._configure(await self._threads.run(self._config, self._config.load))

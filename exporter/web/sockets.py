@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
-from exporter.errors import ListenError
+from exporter.errors import ExporterError
 
 _FIRST_DESCRIPTOR: Final = 3
 _FAMILIES: Final = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
@@ -47,12 +47,12 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
     """Return the sockets that systemd passed to this process: sd_listen_fds(3).
 
     Removes the environment variables, so that child processes do not use the sockets. Raises
-    `ListenError` if there are none, or one does not listen.
+    `ExporterError` if there are none, or one does not listen.
     """
     names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
     pid, count, _ = (environ.pop(name, "") for name in names)
     if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
-        raise ListenError(
+        raise ExporterError(
             "no socket activation file descriptors found; start the exporter with a systemd socket "
             "unit, or remove --web.systemd-socket"
         )
@@ -65,12 +65,12 @@ def systemd_sockets(environ: MutableMapping[str, str] = os.environ) -> list[sock
         except OSError:
             listens = False
         if not listens or sockets[-1].family not in _FAMILIES:
-            raise ListenError("a systemd socket does not listen; set `ListenStream=` in its unit")
+            raise ExporterError("a systemd socket does not listen; set `ListenStream=` in its unit")
     return sockets
 
 
 def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
-    """Return listening sockets for addresses, or raise `ListenError`."""
+    """Return listening sockets for addresses, or raise `ExporterError`."""
     sockets: list[socket.socket] = []
     for address in addresses:
         try:
@@ -81,7 +81,7 @@ def listen(addresses: Iterable[ListenAddress]) -> list[socket.socket]:
             # Leave out the address, which Python adds to some messages.
             number = error.errno or 0
             reason = os.strerror(number).lower() if number > 0 else error.strerror
-            raise ListenError(
+            raise ExporterError(
                 f"cannot listen on {address}: {reason or 'cannot be used'}; "
                 "stop the program that uses it, or choose another --web.listen-address"
             ) from None

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from exporter.errors import ConfigError, ListenError
+from exporter.errors import ConfigError, ExporterError
 from exporter.web.access import Passwords
 from exporter.web.server import WebOptions, WebServer
 from exporter.web.sockets import systemd_sockets
@@ -335,8 +335,8 @@ async def test_all_who_ask_for_a_reload_share_the_next(idle: Bench) -> None:
 async def test_it_does_not_start_with_a_broken_file(idle: Bench) -> None:
     with pytest.raises(ConfigError, match="min_version: expected `TLS12` or `TLS13`"):
         await idle.start(f"{TLS}, min_version: TLS9}}\n")
-    with pytest.raises(ListenError, match="no socket activation file descriptors found"):
+    with pytest.raises(ExporterError, match="no socket activation file descriptors found"):
         await WebServer(idle.app, WebOptions(systemd_socket=True)).start()
     for count in ("-1", "0", "x", ""):
-        with pytest.raises(ListenError, match="no socket activation file descriptors found"):
+        with pytest.raises(ExporterError, match="no socket activation file descriptors found"):
             systemd_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.cli.run import page_url, web_paths
-from exporter.errors import ListenError
+from exporter.errors import ExporterError
 from exporter.metrics.exposition import OPENMETRICS, TEXT, accepts_gzip, wants_openmetrics
 from exporter.web.server import WebOptions, WebServer
 from exporter.web.sockets import ListenAddress, listen
@@ -144,7 +144,7 @@ def test_listen_addresses() -> None:
 async def test_an_address_in_use(bench: Bench) -> None:
     address = ListenAddress("127.0.0.1", bench.port)
     server = WebServer(bench.app, WebOptions([address]))
-    with pytest.raises(ListenError, match=rf"^cannot listen on 127\.0\.0\.1:{address.port}: "):
+    with pytest.raises(ExporterError, match=rf"^cannot listen on 127\.0\.0\.1:{address.port}: "):
         await server.start()
     await server.stop()
 
@@ -192,7 +192,7 @@ def test_a_machine_without_ipv6_listens_on_what_there_is(
         (listener,) = listen([ListenAddress(host, 0)])
         with listener:
             assert listener.getsockname()[0] == address
-    with pytest.raises(ListenError, match=r"^cannot listen on \[::1\]:0: "):
+    with pytest.raises(ExporterError, match=r"^cannot listen on \[::1\]:0: "):
         listen([ListenAddress("::1", 0)])
 
 
