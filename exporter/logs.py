@@ -134,7 +134,6 @@ class LastError:
         method: str,
         event: structlog.typing.EventDict,
     ) -> structlog.typing.EventDict:
-        """Remember an event of level `error`."""
         if method in {"error", "critical"}:
             self.event, self.at = str(event.get("event", "")), time.time()
         return event

@@ -191,7 +191,6 @@ class _AccountLookup:
         self._failure: LookupResult | None = None
 
     async def run(self, calls: Sequence[tuple[ReferenceId, Kind]]) -> None:
-        """Look up the calls."""
         now, poller = time.time(), self._poller
         for row, (asked, kind) in enumerate(calls):
             self._calls[asked, kind] = call = WATCHED[kind](row, asked, now)

@@ -111,7 +111,6 @@ class RecentResults:
             self.add(call)
 
     def forget(self, account: str) -> None:
-        """Remove the results of an account."""
         self._histories.pop(account, None)
 
     def add(self, call: FinishedCall) -> None:
@@ -130,7 +129,6 @@ class RecentResults:
         minute["answered"] += call.status is Status.ANSWERED
 
     def recent(self, account: str, now: float) -> Recent:
-        """Return the recent results of an account at a Unix time."""
         history = self._histories.get(account) or _History(0.0)
         midnight, minute = self._midnight(now), int(now // 60)
         return Recent(

@@ -111,7 +111,6 @@ class Call:
     plan: Plan
 
     def finished(self, now: float) -> bool:
-        """Return whether the call has reached its last state."""
         return now - self.placed_at >= self.plan.ends_after
 
     def answer(self, now: float = math.inf) -> dict[str, object] | None:
@@ -294,7 +293,6 @@ class Provider:
         return self._clock() * self._speed
 
     def account_of(self, api_key: str) -> Account | None:
-        """Return the account with this key."""
         return next((it for it in self.accounts.values() if it.api_key == api_key), None)
 
     def put_account(self, account: Account) -> None:
@@ -478,7 +476,6 @@ class Faults:
         self.active[name] = fault
 
     def clear(self, name: str | None = None) -> None:
-        """Turn off a fault, or all of them."""
         for each in [name] if name else list(self.active):
             self.active.pop(each, None)
 
@@ -645,7 +642,6 @@ class Traffic:
 
     @property
     def open(self) -> int:
-        """Number of open requests."""
         return self._open.total()
 
     @contextmanager
@@ -726,7 +722,6 @@ class Simulator:
 
     @property
     def control_paths(self) -> list[str]:
-        """Methods and paths of the control API."""
         return [f"{route.method:7}{route.path}" for route in self._control_routes]
 
     async def start(self) -> None:

@@ -54,7 +54,6 @@ class SourceStatus:
         self.last_success = time.time()
 
     def count_error(self) -> None:
-        """Count a read that failed or found invalid data."""
         self.errors += 1
 
     def forget(self, item: str) -> None:

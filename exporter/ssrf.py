@@ -31,7 +31,6 @@ class ForbiddenAddressError(RequestError, OSError):
 
 
 def is_ip_address(host: str) -> bool:
-    """Return whether a host is an IP address and not a name."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:

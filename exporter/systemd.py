@@ -49,7 +49,6 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Report that the exporter stops."""
         self._send("STOPPING=1", _status("stopping"))
 
     async def beat(self, status: Callable[[], str]) -> None:
@@ -59,7 +58,6 @@ class Notifier:
             await asyncio.sleep(self.interval)
 
     def close(self) -> None:
-        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
 

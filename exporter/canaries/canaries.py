@@ -161,7 +161,6 @@ class Canaries:
 
     @property
     def statuses(self) -> list[CanaryStatus]:
-        """The canaries that this exporter runs."""
         never = math.inf, math.inf
         return [
             CanaryStatus(name, numbers, self._checked.get(name, never)[1])
@@ -198,7 +197,6 @@ class Canaries:
         return name in self._canaries and self._canaries[name].account in self._accounts
 
     async def _check(self) -> None:
-        """Run one check."""
         if (kept := self._kept) is not None:
             await self._ledger.execute(canary_runs.reset_others, kept)
             if self._kept is kept:  # not reconfigured meanwhile

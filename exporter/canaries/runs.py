@@ -52,7 +52,6 @@ def day_of(moment: float, zone: ZoneInfo) -> tuple[float, float]:
 
 
 def call_request(canary: CanaryConfig, due: int) -> CallRequest:
-    """Return the request of a canary's call."""
     return CallRequest(
         canary.phone,
         request_id(canary.name, due, canary.account),
@@ -165,7 +164,6 @@ class CanaryRunner:
         return None
 
     async def _placed(self, canary: CanaryConfig, run: int, answer: Answer, seconds: float) -> None:
-        """Store the outcome of the request."""
         if result := after_placing(answer):
             await self.end(run, canary.name, result, code=answer.code, message=answer.message)
             return

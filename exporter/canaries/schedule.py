@@ -52,7 +52,6 @@ class Cron:
     zone: tzinfo
 
     def after(self, moment: float) -> Iterator[int]:
-        """Yield the due times after a moment."""
         # Start two hours earlier, because local time may repeat when the clocks change.
         start = datetime.fromtimestamp(moment - 7200, self.zone)
         last = moment
@@ -75,7 +74,6 @@ Schedule: TypeAlias = Every | Cron
 
 
 def schedule_of(canary: CanaryConfig) -> Schedule:
-    """Return the schedule of a canary."""
     return Every(canary.every) if canary.every else Cron(canary.cron or "", canary.zone)
 
 

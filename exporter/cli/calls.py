@@ -184,7 +184,6 @@ async def _pages(
 
 
 def _refusal(status: int, body: bytes) -> str:
-    """Describe an error response."""
     try:
         problem = ProblemDetails.model_validate_json(body)
     except ValidationError:

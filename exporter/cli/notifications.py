@@ -47,7 +47,6 @@ class _Ledger(NamedTuple):
     def pages(
         self, account: str | None, target: str | None, state: str | None
     ) -> Iterator[list[NotificationRecord]]:
-        """Yield the pages of a listing."""
         accounts = None if account is None else [account]
         after: int | None = 0
         while after is not None:

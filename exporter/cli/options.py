@@ -28,7 +28,6 @@ class Parsed(click.ParamType[object]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:  # Any: as click declares it
-        """Return the parsed value."""
         try:
             return self._parse(value)
         except ValueError as error:

@@ -157,5 +157,4 @@ class CanaryConfig(Section):
 
     @property
     def zone(self) -> ZoneInfo:
-        """The `timezone` as an object."""
         return ZoneInfo(self.timezone)

@@ -138,7 +138,6 @@ class Problems:
         return (*self._first, *rest)
 
     def fail(self) -> NoReturn:
-        """Raise the problems as a `ConfigError`."""
         raise ConfigError(self.listed())
 
 
@@ -308,7 +307,6 @@ class _Composer:
             raise FileProblemError(message, line, self._path) from None
 
     def document(self) -> Value:
-        """Compose the only document."""
         root: Value = None
         for event in self._roots():
             root = self._value(event)

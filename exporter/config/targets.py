@@ -108,7 +108,6 @@ class NotifyConfig(Section):
 
     @property
     def label_values(self) -> Mapping[str, frozenset[str]]:
-        """The accepted values of each label."""
         return {
             name: frozenset((values,) if isinstance(values, str) else values)
             for name, values in (self.labels or {}).items()

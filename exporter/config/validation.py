@@ -339,7 +339,6 @@ class Expected(GroupedMetadata):
         self._parts = constraints if keeps_messages else (*constraints, self)
 
     def __iter__(self) -> Iterator[object]:
-        """Yield the annotations for pydantic."""
         return iter(self._parts)
 
     def __get_pydantic_core_schema__(
@@ -372,7 +371,6 @@ def amount(maximum: int, kind: str = "") -> Expected:
 
 
 def count(minimum: int, maximum: int) -> Expected:
-    """Accept a whole number."""
     return Expected(
         f"a whole number from {minimum} to {maximum}",
         *(Strict(), Ge(minimum), Le(maximum), BeforeValidator(_scalar)),

@@ -260,7 +260,6 @@ def _canary(canary: CanaryStatus) -> tuple[Entity, ...]:
 
 
 def exporter_entities(view: ExporterView) -> list[Entity]:
-    """Return the entities of the exporter."""
     error_at, error = view.last_error or (0.0, None)
     entities = [
         Entity(

@@ -104,7 +104,6 @@ class Topics:
         self.presses = f"{prefix}/reload", f"{prefix}/+/place/+"
 
     def account(self, name: str) -> Device:
-        """Return the device of an account."""
         level = topic_level(name)
         base = f"{self._prefix}/{level}"
         return Device(
@@ -117,11 +116,9 @@ class Topics:
         )
 
     def event(self, account: str) -> str:
-        """Return the topic of an account's events."""
         return f"{self.account(account).base}/finished"
 
     def kind(self, topic: str) -> MqttKind:
-        """Return the kind of the messages of a topic."""
         if topic.startswith(f"{self._devices}/"):
             return MqttKind.DEVICE
         return MqttKind.EVENT if topic.endswith("/finished") else MqttKind.STATE

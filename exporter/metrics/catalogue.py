@@ -343,7 +343,6 @@ class Catalogue:
     def read_status(
         self, sources: Callable[[], Iterable[SourceStatus]], config: ConfigStatus
     ) -> None:
-        """Read the metrics of sources and of the configuration."""
         self.source_last_success.read_from(lambda: {s.name: s.last_success for s in sources()})
         self.source_errors.read_from(lambda: {source.name: source.errors for source in sources()})
         self.reload_successful.read_from(lambda: not config.problems)

@@ -57,7 +57,6 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Return whether an `Accept-Encoding` header allows gzip."""
     qualities = {coding: quality for coding, _, quality in clauses(accept_encoding)}
     return qualities.get("gzip", qualities.get("*", 0.0)) > 0
 

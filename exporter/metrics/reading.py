@@ -46,7 +46,6 @@ class Registry(CollectorRegistry):
         self.collectors: list[Collector] = []
 
     def register(self, collector: Collector) -> None:
-        """Add a collector."""
         super().register(collector)
         self.collectors.append(collector)
 
@@ -96,12 +95,10 @@ class Reading(Collector):
 
     @property
     def has_exemplars(self) -> bool:
-        """Whether samples have exemplars."""
         return self._read_exemplars() is not None
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of all labels."""
         return (*self._labels[:1], *self._more_labels(), *self._labels[1:])
 
     def describe(self) -> tuple[Metric]:
@@ -109,7 +106,6 @@ class Reading(Collector):
         return (Metric(self._name.removesuffix("_total"), self._documentation, self._kind),)
 
     def collect(self) -> tuple[Metric]:
-        """Return the metric with its series."""
         (metric,), names = self.describe(), self.labels
         for series in self.series():
             metric.samples += self.samples(names, series)

@@ -59,14 +59,12 @@ class TargetBreaker:
         self._trial: int | None = None
 
     def state(self, now: float) -> State:
-        """Return the state at the time `now`."""
         if not self._pauses:
             return State.CLOSED
         return State.OPEN if now < self._until else State.HALF_OPEN
 
     @property
     def on_trial(self) -> bool:
-        """Whether a trial is under way."""
         return self._trial is not None
 
     def wait(self, now: float) -> float:

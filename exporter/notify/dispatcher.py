@@ -95,8 +95,6 @@ class TargetStatus:
 
 
 def read_targets(metrics: Catalogue, targets: Callable[[], Iterable[TargetStatus]]) -> None:
-    """Read the metrics of targets."""
-
     def each() -> Iterator[tuple[str, TargetStatus]]:
         return ((target.name, target) for target in targets())
 
@@ -151,11 +149,9 @@ class Dispatcher:
 
     @property
     def statuses(self) -> list[TargetStatus]:
-        """The state of every target, by name."""
         return [self._workers[name].status for name in sorted(self._workers)]
 
     def wake(self, targets: frozenset[str]) -> None:
-        """Check the notifications of these targets now."""
         for name in targets & self._workers.keys():
             self._workers[name].wake()
 
@@ -233,12 +229,10 @@ class TargetWorker:
 
     @property
     def status(self) -> TargetStatus:
-        """The status of the target."""
         self._status.paused = not self._healthy
         return self._status
 
     def wake(self) -> None:
-        """Check for due notifications now."""
         self._awake.set()
 
     async def stop(self, timeout: float) -> None:

@@ -37,7 +37,6 @@ class CloudEvent(NamedTuple):
 
 
 def cloud_event(call: CallFinished) -> CloudEvent:
-    """Return the event of a finished call for a webhook."""
     name = f"{TYPE}\n{call.account}\n{reference_key(call.reference_id)}"
     number, at = str(uuid5(NAMESPACE_URL, name)), _milliseconds(call.finished_at)
     event = {

@@ -48,7 +48,6 @@ class HomeAssistantEvents:
         return self._publisher.ready
 
     async def deliver(self, call: CallFinished) -> Delivery:
-        """Publish an event."""
         try:
             left = max(1, round(call.finished_at + GIVE_UP_AFTER - time.time()))
             await self._publisher.publish_event(call.account, home_assistant_event(call), left)

@@ -103,7 +103,6 @@ class WebhookClient:
         return delivery
 
     async def close(self) -> None:
-        """Close the connections; open requests fail."""
         await self._http.close()
         await self._resolver.close()
 

@@ -34,7 +34,6 @@ class ConfigurationSource(Source):
         self.refused = Counter[str]()
 
     async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
-        """Add the calls of `watch.calls`."""
         calls = map(new_call, watch.calls)
         added = await self._tracker.add(self.name, calls)
         self._rows, self.refused = added.rows, added.refused
@@ -51,12 +50,10 @@ class ConfigurationSource(Source):
             )
 
     def loaded(self) -> None:
-        """Record that a configuration was loaded and applied."""
         self._status.configure(shown=True)
         self._status.succeed()
 
     def not_loaded(self) -> None:
-        """Count a configuration that could not be loaded or applied."""
         self._status.count_error()
 
 

@@ -155,7 +155,6 @@ class FilesSource(Source):
             await self._add(wait=same)
 
     async def remove_missing(self) -> None:
-        """Remove the calls of removed files."""
         async with self._lock:
             await self._remove_missing()
 
@@ -194,7 +193,6 @@ class FilesSource(Source):
                 return  # the next check skips this file and reads the others
 
     async def _search(self) -> dict[str, FileStat]:
-        """Return the files that match the patterns."""
         items = {f"{OPTION}: {pattern}": pattern for pattern in self._patterns}
         results = await asyncio.gather(*map(self._find_files, items, items.values()))
         files: dict[str, FileStat] = {}

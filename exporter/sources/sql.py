@@ -342,7 +342,6 @@ class SqlSource(Source):
 
     @property
     def statuses(self) -> Sequence[SourceStatus]:
-        """The status of each query."""
         return [status for _, _, status in self._queries]
 
     async def configure(self, watch: WatchConfig, context: SourceContext) -> None:
@@ -356,7 +355,6 @@ class SqlSource(Source):
         self._changed.set()
 
     async def run(self) -> None:
-        """Run the queries until cancelled."""
         running: dict[_Configured, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:

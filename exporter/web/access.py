@@ -121,7 +121,6 @@ class Passwords:
         return False
 
     def close(self) -> None:
-        """Stop the thread."""
         self._thread.close()
 
     def _digest(self, *parts: str | bytes | bool) -> bytes:

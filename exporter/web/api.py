@@ -76,7 +76,6 @@ class Api:
         self._listings = defaultdict[str, Slots](lambda: Slots(MAX_LISTINGS))
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the routes of the API."""
         calls, notifications = f"{PREFIX}/calls", f"{PREFIX}/notifications"
         # Explicit patterns: by default, aiohttp's do not match braces.
         one = f"{calls}/{{account:[^/]+}}/{{reference_id:[^/]+}}"

@@ -21,8 +21,6 @@ def callback_url(base: str, account: str, token: Secret) -> str:
 
 
 def callback_route(app: App) -> web.RouteDef:
-    """Return the route of callbacks."""
-
     async def answer(request: web.Request) -> web.Response:
         accounts, name = configuration(app).accounts, request.match_info["account"]
         account = next((one for one in accounts if one.name == name), None)

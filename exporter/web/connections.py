@@ -152,7 +152,6 @@ class Connections:
             _log.warning("TLS handshake failed", reason=reason.value, peer=peer, problem=problem)
 
     def close(self) -> None:
-        """Abort all connections."""
         for connection in [*self.open]:
             connection.abort()
 
@@ -251,7 +250,6 @@ class Connection(web.RequestHandler):
     # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the HTTP protocol."""
         self._socket = cast("asyncio.Transport", transport)  # uvloop has its own class
         if self._tls and not self._tls.admits(transport.get_extra_info("peercert")):
             self._connections.handshake_failed(TlsFailure.NOT_ALLOWED, self._peer)
@@ -277,7 +275,6 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Remove the connection."""
         self._socket = None
         self._forget()
         super().connection_lost(exc)

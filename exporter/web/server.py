@@ -155,7 +155,6 @@ class WebServer:
         return [url_of(listener, scheme) for listener in self._listeners]
 
     async def stop(self) -> None:
-        """Close the sockets and the connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

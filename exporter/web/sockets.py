@@ -39,7 +39,6 @@ class ListenAddress:
         raise ValueError("expected `:10375`, `127.0.0.1:10375` or `[::1]:10375`")
 
     def __str__(self) -> str:
-        """Return the address in the format of the command line."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 

@@ -53,7 +53,6 @@ class Viewer(NamedTuple):
     accounts: Collection[str] | None = ()  # None for all
 
     def sees(self, account: str) -> bool:
-        """Tell whether ReferenceIds of an account are shown."""
         return self.authenticated and (self.accounts is None or account in self.accounts)
 
     def accounts_of(self, app: App) -> list[str]:
@@ -203,14 +202,12 @@ class Language:
         return self.messages.get(f"{kind}_{value}", value)
 
     def ending(self, result: str, status: str | None, kind: Kind) -> str:
-        """Write how a call or message ended."""
         text = self.name("result", result)
         if status and not (kind is Kind.MESSAGE and status == CallStatus.NONE):
             text += f": {self.name('status', status)}"
         return text
 
     def event(self, event: HistoryEvent, kind: Kind) -> str:
-        """Write an event in the history of a call."""
         subject = event.subject
         if event.event is EventKind.FINISHED:
             subject = self.ending(subject, event.detail, kind)
