@@ -126,33 +126,22 @@ async def test_it_inhibits_what_the_table_says(tmp_path: Path) -> None:
     assert inhibited == sorted([*(f"{cause} {symptom}" for cause, symptom in expected), "last"])
 
 
-DATA = {
-    "status": "firing",
-    "groupLabels": {"alertname": "EsmsCallsFailing", "account": "main"},
-    "alerts": [
-        {
-            "status": "firing",
-            "labels": {
-                "alertname": "EsmsCallsFailing",
-                "severity": "critical",
-                "job": "esms",
-                "account": "main",
-            },
-            "annotations": {
-                "summary": "Calls of account main fail.",
-                "description": "45% of the calls were not delivered.",
-                "runbook_url": "https://example.com/EsmsCallsFailing.md",
-            },
-            "startsAt": "2026-01-31T19:30:00Z",
-        },
-        {
-            "status": "resolved",
-            "labels": {"alertname": "Mine", "severity": "info"},
-            "annotations": {"summary": "An alert of mine."},
-            "startsAt": "2026-01-31T19:30:00Z",
-        },
-    ],
-}
+DATA = """
+status: firing
+groupLabels: {alertname: EsmsCallsFailing, account: main}
+alerts:
+  - status: firing
+    labels: {alertname: EsmsCallsFailing, severity: critical, job: esms, account: main}
+    annotations:
+      summary: Calls of account main fail.
+      description: 45% of the calls were not delivered.
+      runbook_url: https://example.com/EsmsCallsFailing.md
+    startsAt: "2026-01-31T19:30:00Z"
+  - status: resolved
+    labels: {alertname: Mine, severity: info}
+    annotations: {summary: An alert of mine.}
+    startsAt: "2026-01-31T19:30:00Z"
+"""
 TEXTS = {
     "title.en": "FIRING 1: EsmsCallsFailing (account main)",
     "title.vi": "CẢNH BÁO 1: EsmsCallsFailing (tài khoản main)",
@@ -177,7 +166,7 @@ Hướng dẫn xử lý: https://example.com/EsmsCallsFailing.md
 @pytest.mark.parametrize("name", TEXTS)
 def test_templates(name: str, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
-    data.write_text(json.dumps(DATA))
+    data.write_text(json.dumps(yaml.safe_load(DATA)))
     shown = amtool(
         *("template", "render", f"--template.glob={FOLDER}/templates/*.tmpl"),
         f'--template.text={{{{ template "esms.{name}" . }}}}',
