@@ -14,7 +14,6 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic_core import to_json
-from sqlalchemy import Connection
 
 import exporter
 from exporter.app import App
@@ -22,6 +21,7 @@ from exporter.config import TokenConfig
 from exporter.errors import CapacityError, LedgerError
 from exporter.ids import ReferenceId, reference_id
 from exporter.ledger.calls import FINISHED, find_call, list_calls
+from exporter.ledger.engine import Database
 from exporter.ledger.history import CallHistory, EventKind, call_history
 from exporter.ledger.ledger import Ledger
 from exporter.ledger.notifications import (
@@ -280,15 +280,16 @@ async def find_named(app: App, accounts: Collection[str], request: web.Request) 
     account, name = request.match_info["account"], reference_id(request.match_info["reference_id"])
     if account not in accounts:
         return None
-    # In one transaction: otherwise the call may finish or be pruned between the two.
-    return await app.ledger.execute(_find_call, account, name)
+    return await app.ledger.call(_find_call, app.ledger.database, account, name)
 
 
-def _find_call(connection: Connection, account: str, name: str) -> FoundCall | None:
-    found = find_call(connection, account, name, canaries=False)
-    if found is None or found.state == DELETED:
-        return None
-    return found, call_history(connection, found.id)
+def _find_call(database: Database, account: str, name: str) -> FoundCall | None:
+    # In one snapshot: otherwise the call may finish or be pruned between the queries.
+    with database.read() as connection:
+        found = find_call(connection, account, name, canaries=False)
+        if found is None or found.state == DELETED:
+            return None
+        return found, call_history(connection, found.id)
 
 
 def call_details(app: App, record: CallRecord, history: CallHistory) -> schemas.CallDetails:

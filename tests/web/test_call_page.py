@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from urllib.parse import urljoin
 
-from sqlalchemy import Connection, delete, event
+from sqlalchemy import Engine, delete, event
 from structlog.testing import capture_logs
 
 from exporter.calls import CallState
@@ -83,19 +83,17 @@ async def test_what_is_no_call(bench: Bench) -> None:
 
 async def test_a_call_that_is_pruned_while_it_is_read(bench: Bench) -> None:
     await finished(bench, ID)
-    read: list[str] = []
+    database = bench.app.ledger.database
 
-    def prune(connection: Connection) -> None:
-        if read:
-            connection.execute(delete(calls))
+    def prune(_c: object, _r: object, sql: str, *_: object) -> None:
+        if "FROM calls" in sql and "WHERE calls.id =" in sql:  # after the call was found
+            database.run(lambda connection: connection.execute(delete(calls)))
 
-    def note(_c: object, _r: object, sql: str, *_: object) -> None:
-        read.extend([sql] if "calls.normalized_id =" in sql else [])
-
-    engine = bench.app.ledger.database.engine
-    event.listen(engine, "before_cursor_execute", note)
-    event.listen(engine, "commit", prune)
-    status, call = await bench.ask("GET", "/calls/main/ab1")
+    event.listen(Engine, "before_cursor_execute", prune)
+    try:
+        status, call = await bench.ask("GET", "/calls/main/ab1")
+    finally:
+        event.remove(Engine, "before_cursor_execute", prune)
     assert (status, [found["event"] for found in call["history"]]) == (200, ["watched", "finished"])
     assert (await bench.ask("GET", "/calls/main/ab1"))[0] == 404
 
