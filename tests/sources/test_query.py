@@ -69,23 +69,6 @@ def test_rows_become_calls(table: File | Server) -> None:
     )  # fmt: skip
 
 
-def test_a_bad_row_does_not_stop_the_others(table: File | Server) -> None:
-    insert(
-        table,
-        (1, "A", "main", None, None),
-        (2, "", "main", None, None),
-        (3, "b a d", "main", None, None),
-        (4, "B", "nobody", None, None),
-        (5, "C", "main", "x" * 129, None),
-        (6, "D", "main", None, None),
-    )
-    calls, problems = read(config(table))
-    assert [call[1] for call in calls] == ["A", "D"]
-    assert [problem.split(": ")[0] for problem in problems] == [
-        f"sql:orders:{line}" for line in (3, 4, 5)
-    ]
-
-
 @pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
 def test_nul_bytes(table: File | Server) -> None:
     nul = "char(0)"
