@@ -14,12 +14,10 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import click
 from prometheus_client.core import Metric
-from prometheus_client.openmetrics.exposition import generate_latest
 from rich.progress import Progress
 
 from exporter.call_totals import CallTotals
@@ -35,6 +33,7 @@ from exporter.ledger.totals import DELAY_BUCKETS, DURATION_BUCKETS, SUM, TotalKi
 from exporter.ledger.types import ExportedCall
 from exporter.logs import configure_logging
 from exporter.metrics.catalogue import Catalogue
+from exporter.metrics.exposition import EOF, render_metric
 from exporter.metrics.reading import Series
 from exporter.new_file import new_file
 
@@ -44,8 +43,6 @@ _STEP: Final = 60
 _HOUR: Final = 3600
 _POINTS: Final = 1000
 """Points of a series to render at once."""
-
-_EOF: Final = "# EOF\n"
 
 _BUCKETS: Final = {
     TotalKind.DURATION: DURATION_BUCKETS,
@@ -221,7 +218,7 @@ def _openmetrics(
         end = math.ceil(min(until / _STEP, max(last, time.time()) // _STEP + 1))
         task = progress.add_task("series", total=history.size)
         yield from history.text(range(first, end + 1), lambda: progress.advance(task))
-    yield _EOF
+    yield EOF.decode()
 
 
 class _Increments:
@@ -257,10 +254,7 @@ class History:
 
     A sample at the start of a minute counts the calls that ended before it, from 0 on. The labels
     are those of the exporter's own series: a call whose label set was evicted counts as `other`.
-
-    Args:
-        names: the names of the labels in `watch.labels`.
-        labels: more labels of every series.
+    `labels` are added to every series.
     """
 
     def __init__(self, names: tuple[str, ...], labels: Mapping[str, str]) -> None:
@@ -347,5 +341,4 @@ def _cumulative(numbers: Sequence[float]) -> Sequence[float]:
 
 
 def _text(metric: Metric) -> str:
-    generate: Callable[[Any], bytes] = generate_latest  # Any: only `collect` is called
-    return generate(SimpleNamespace(collect=lambda: (metric,))).decode().removesuffix(_EOF)
+    return render_metric(metric, openmetrics=True).decode()

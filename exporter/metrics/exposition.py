@@ -6,6 +6,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias
 
@@ -35,7 +36,7 @@ _Lines: TypeAlias = dict[tuple[str, ...], tuple[object, bytes]]
 
 _Shape: TypeAlias = tuple[tuple[str, ...], bool]
 
-_EOF: Final = b"# EOF\n"
+EOF: Final = b"# EOF\n"
 
 _log = structlog.get_logger(__name__)
 
@@ -116,15 +117,10 @@ class Exposition:
                     self._failing.add(collector)
                 else:
                     self._failing.discard(collector)
-        return b"".join((*parts, _EOF if openmetrics else b""))
+        return b"".join((*parts, EOF if openmetrics else b""))
 
     def _parts(self, collector: Collector, *, openmetrics: bool) -> Iterator[bytes]:
-        generate: Callable[[Any], bytes]  # Any: a registry, of which only `collect` is called
-        generate = generate_openmetrics if openmetrics else generate_latest
-
-        def text(metric: Metric) -> bytes:
-            return generate(SimpleNamespace(collect=lambda: (metric,))).removesuffix(_EOF)
-
+        text = partial(render_metric, openmetrics=openmetrics)
         if not isinstance(collector, Reading):
             yield from map(text, collector.collect())
             return
@@ -145,6 +141,13 @@ class Exposition:
                 lines[series.labels] = known
             yield known[1]
         self._last[collector, openmetrics] = shape, lines
+
+
+def render_metric(metric: Metric, *, openmetrics: bool) -> bytes:
+    """Return the lines of a metric, in OpenMetrics without the end of the exposition."""
+    # Any: a registry, of which only `collect` is called.
+    generate: Callable[[Any], bytes] = generate_openmetrics if openmetrics else generate_latest
+    return generate(SimpleNamespace(collect=lambda: (metric,))).removesuffix(EOF)
 
 
 def compress(body: bytes) -> bytes:
