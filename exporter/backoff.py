@@ -7,17 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExponentialBackoff:
-    """A wait that doubles with each failure.
+    """A wait that doubles with each failure."""
 
-    Attributes:
-        first: seconds after the first failure.
-        longest: maximum wait in seconds.
-        jitter: maximum share by which a wait is shortened at random, to spread retries.
-    """
-
-    first: float
+    first: float  # seconds
     longest: float
-    jitter: float = 0.0
+    jitter: float = 0.0  # maximum share by which a wait is shortened at random, to spread retries
 
     def wait(self, failures: int, chance: float = 0.0) -> float:
         """Return the seconds to wait after consecutive failures; `chance` is from 0 to 1."""

@@ -22,10 +22,7 @@ _log = structlog.get_logger(__name__)
 class Daemon:
     """The exporter as a process. Create it inside the event loop.
 
-    Args:
-        app: the exporter.
-        web: addresses and access rules of the web server.
-        on_ready: called after the start with the URLs of the web server.
+    After the start, calls `on_ready` with the URLs of the web server.
     """
 
     def __init__(
@@ -42,11 +39,7 @@ class Daemon:
         self._reload_requested = asyncio.Event()
 
     async def run(self) -> None:
-        """Run until a signal to stop.
-
-        Raises:
-            ExporterError: the start failed.
-        """
+        """Run until a signal to stop; raise an `ExporterError` if the start fails."""
         with handled_signals(self._stop_requested.set, self._reload_requested.set):
             async with self._watchdog():
                 try:

@@ -32,19 +32,12 @@ class ExporterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a configuration.
+    """One thing that is wrong with a configuration."""
 
-    Attributes:
-        file: the path as the user wrote it.
-        line: from 1; 0 if the problem has no line.
-        key: the path of the key, such as `accounts[0].api_key`; empty for the whole file.
-        message: what is wrong and what was expected. Never holds a value that may be a secret.
-    """
-
-    file: str
-    line: int
-    key: str
-    message: str
+    file: str  # the path as the user wrote it
+    line: int  # from 1; 0 if the problem has no line
+    key: str  # path of the key, such as `accounts[0].api_key`; empty for the whole file
+    message: str  # what was expected; never holds a value that may be a secret
 
     def __str__(self) -> str:
         """Render as `file:line: key: message`, which editors and terminals make clickable."""
@@ -53,11 +46,7 @@ class Problem:
 
 
 class ConfigError(ExporterError):
-    """The configuration cannot be used.
-
-    Attributes:
-        problems: all of them, in the order of the file; at least one.
-    """
+    """The configuration cannot be used; has all problems, in the order of the file."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -81,11 +70,7 @@ class SourceError(ExporterError):
 
 
 class CapacityError(ExporterError):
-    """Calls cannot be added now, because a limit is reached.
-
-    Attributes:
-        retry_after: seconds after which a retry may succeed.
-    """
+    """Calls cannot be added now, because a limit is reached; retry after some seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)

@@ -251,13 +251,8 @@ async def look_up(
 ) -> bool:
     """Look up calls; each account has its own rate limit. Return False if a signal ended it.
 
-    Args:
-        accounts: the configured accounts.
-        connect: makes the client of an account.
-        calls: the calls to look up.
-        write: receives results as they arrive, in a thread; its exceptions end the look-up.
-        report_pause: see `ReportPause`.
-        rate: requests per second and account, if lower than the account's own limit.
+    `write` receives results as they arrive, in a thread; its exceptions end the look-up. `rate`
+    applies to an account whose own limit is higher.
     """
     results: asyncio.Queue[LookupResult | None] = asyncio.Queue()
 

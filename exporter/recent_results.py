@@ -47,20 +47,13 @@ class Minute(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """The recent results of an account at a given time.
+    """The recent results of an account at a given time."""
 
-    Attributes:
-        today: number of calls and messages that finished since `since`, by result and status; the
-            status of messages is None.
-        since: last midnight, or the start of complete data if that is later (Unix time).
-        minutes: the last 60, oldest first.
-        failures: the latest calls and messages that did not succeed, newest first.
-    """
-
+    # Calls and messages that finished since `since`; messages have no status.
     today: Counter[tuple[Result, Status | None]] = field(default_factory=Counter)
-    since: float = 0.0
-    minutes: tuple[Minute, ...] = ()
-    failures: tuple[FinishedCall, ...] = ()
+    since: float = 0.0  # last midnight, or the start of complete data if later (Unix time)
+    minutes: tuple[Minute, ...] = ()  # the last 60, oldest first
+    failures: tuple[FinishedCall, ...] = ()  # what did not succeed, newest first
 
     @property
     def results(self) -> Counter[Result]:

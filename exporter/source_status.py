@@ -63,12 +63,8 @@ class SourceStatus:
     def report(self, item: str, problem: str | None, kinds: Iterable[str] | None = None) -> bool:
         """Set the problem of an item; log it once when it appears and once when it is solved.
 
-        Return whether the problem is new and was logged.
-
-        Args:
-            item: a file, or empty for the source as a whole.
-            problem: None if there is no problem.
-            kinds: the problem is new if one of these was not in the last report; default: its text.
+        Return whether the problem is new and was logged: whether one of its `kinds` (by default its
+        text) was not in the last report. `item` is a file, or empty for the source as a whole.
         """
         known = self._problems.get(item)
         named = {"item": item} if item else {}
@@ -86,12 +82,8 @@ class SourceStatus:
 
 @dataclass(slots=True)
 class ConfigStatus:
-    """The status of the configuration files.
+    """The status of the configuration files."""
 
-    Attributes:
-        problems: problems of the files whose last load failed, by the kind of the file.
-        loaded_at: when the main configuration was last loaded (Unix time); 0 before that.
-    """
-
+    # Of the files whose last load failed, by the kind of the file.
     problems: dict[str, str] = field(default_factory=dict)
-    loaded_at: float = 0.0
+    loaded_at: float = 0.0  # when the main configuration was last loaded (Unix time)

@@ -7,11 +7,7 @@ from collections.abc import Coroutine
 
 
 class Supervisor:
-    """Runs background tasks and stores the first exception of one.
-
-    Attributes:
-        failure: that exception, or None.
-    """
+    """Runs background tasks and stores the first exception of one, as `failure`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

@@ -91,9 +91,6 @@ class DetachedThreads:
 
     In the pool of `ready_threads`, a file system that hangs would block a thread forever and
     prevent the process from exiting.
-
-    Args:
-        timeout: seconds to wait for a function.
     """
 
     def __init__(self, timeout: float) -> None:

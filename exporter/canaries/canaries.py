@@ -50,24 +50,14 @@ class CanaryStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CanaryNumbers:
-    """The numbers of a canary for metrics and the status page, all from the ledger.
-
-    Attributes:
-        account: the account that places its calls.
-        success: whether the last call ended as expected.
-        last_success: when a call last ended as expected (Unix time); 0 if none did.
-        stages: seconds of each stage of the last call; 0 before the first call.
-        runs: number of runs by result.
-        started_at: start of the last run (Unix time); 0 before the first run.
-        result: result of the last run; None while it is open.
-    """
+    """The numbers of a canary, all from the ledger; times are Unix times, 0 for none."""
 
     account: str
-    success: bool
+    success: bool  # whether the last call ended as expected
     last_success: float
-    stages: Mapping[CanaryStage, float]
+    stages: Mapping[CanaryStage, float]  # seconds, of the last call
     runs: Mapping[CanaryResult, int]
-    started_at: float = 0.0
+    started_at: float = 0.0  # of the last run, as the result
     result: CanaryResult | None = None
 
 
@@ -95,9 +85,9 @@ class Canaries:
     """The canaries of an exporter.
 
     Args:
-        ledger: the ledger; must be open before `configure` is called.
+        ledger: must be open before `configure` is called.
         accounts: the accounts that this exporter polls: live mapping, shared by reference.
-        metrics: the registry of metrics.
+        metrics: exposes the numbers of the canaries.
         in_background: starts a task, whose failure ends the exporter.
         interval: seconds between checks of due times and open runs.
         wait_for_slot: seconds until a request that waits for the rate limiter is withdrawn.
@@ -137,10 +127,7 @@ class Canaries:
     ) -> None:
         """Apply a configuration, or a change of the accounts that this exporter polls.
 
-        Args:
-            canaries: the section `canaries`.
-            accounts: the names of all accounts, including those of other exporters.
-            timeout: of a poll, in seconds.
+        `accounts` are all, including those of other exporters; `timeout` is that of a poll.
         """
         wanted = {canary.name: canary for canary in canaries}
         # Due times before a change of the schedule do not count as missed.

@@ -88,11 +88,8 @@ def after_finish(run: Run) -> CanaryResult | None:
 class CanaryRunner:
     """Starts and ends runs; its methods raise `LedgerError`.
 
-    Args:
-        execute: runs statements of the ledger.
-        clock: the ledger's clock.
-        report: called for each stage of a run, with details.
-        retry: seconds until a failed write of an outcome is retried.
+    Calls `report` for each stage of a run, with details; writes an outcome again after `retry`
+    seconds if the ledger fails.
     """
 
     def __init__(

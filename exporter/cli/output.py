@@ -86,11 +86,7 @@ def row_printer(
 ) -> Iterator[Callable[[Sequence[Any]], None]]:
     """Yield a function that prints rows; a table is printed at the end of the block.
 
-    Args:
-        output: the format.
-        columns: of `csv`.
-        table: the columns of a table.
-        values: returns the values of a row, by column of the table.
+    `columns` are those of `csv`, `table` those of a table, whose values `values` returns by column.
     """
     rows: list[list[str]] = []
     first = header(output, columns)

@@ -257,15 +257,9 @@ class Config(Section):
 def load_config(
     path: Path, environ: Mapping[str, str] = os.environ, files: NamedFiles | None = None
 ) -> Config:
-    """Read a YAML configuration file.
+    """Read a YAML configuration file; `files` records the files that it names.
 
-    Args:
-        path: the file; paths in it are relative to its folder.
-        environ: the variables for `${NAME}`.
-        files: records the files that it names.
-
-    Raises:
-        ConfigError: the configuration is invalid; holds all problems, in the order of the file.
+    Raises a `ConfigError` with all problems, in the order of the file.
     """
     problems, files = Problems(str(path)), files or NamedFiles()
     document = load_mapping(path, MAX_FILE, environ, problems, "accounts")

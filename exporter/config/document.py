@@ -238,13 +238,9 @@ def load_mapping(
 ) -> YamlMapping:
     """Read the mapping in a YAML file of at most `limit` bytes; an empty file is an empty mapping.
 
-    Args:
-        path: the file.
-        limit: maximum size in bytes.
-        environ: the variables for `${NAME}`; None to keep every `$`.
-        problems: receives the problems, and is raised if the file is not such a mapping.
-        key: an example of a key, for messages.
-        scalars_as_text: return numbers and booleans as `Unresolved` text.
+    Without `environ`, keep every `$`. `problems` receives the problems, and is raised if the file
+    is no mapping; `key` is an example for the message. With `scalars_as_text`, numbers and booleans
+    are `Unresolved` text.
     """
     with collect_errors(problems):
         text = read_text(path, limit)

@@ -19,9 +19,7 @@ from weakref import WeakValueDictionary
 class FileProblemError(Exception):
     """A file cannot be used; the message never contains its content.
 
-    Attributes:
-        line: the line of the problem, from 1; 0 if it has none.
-        path: the keys and indices of the invalid value.
+    `line` and `path` (keys and indices) lead to the problem, if it is in a line.
     """
 
     def __init__(self, message: str, line: int = 0, path: Iterable[str | int] = ()) -> None:

@@ -41,15 +41,9 @@ _MAX_HARMLESS: Final = 1_000_000
 def redacted_config(path: Path, *, valid: bool) -> object:
     """Return the content of a configuration file, with `***` for what is hidden.
 
-    Variables `${NAME}` are not replaced.
-
-    Args:
-        path: the file.
-        valid: whether it was loaded without a problem. Otherwise any value may be a misplaced
-            secret: only small numbers, switches and durations are shown.
-
-    Raises:
-        ConfigError: the file is not a YAML mapping.
+    Variables `${NAME}` are not replaced. In a file that is not `valid`, any value may be a
+    misplaced secret: only small numbers, switches and durations are shown. Raises a `ConfigError`
+    if the file is not a YAML mapping.
     """
     document = load_mapping(path, MAX_FILE, None, Problems(str(path)), "accounts")
     return _section(document, Config, valid=valid)

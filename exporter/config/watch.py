@@ -149,11 +149,8 @@ def validate_calls(
 ) -> Iterator[CallConfig]:
     """Yield the valid calls of a list: `watch.calls`, a file of calls, or the rows of a query.
 
-    Args:
-        items: pairs of a line and a value.
-        context: has the names of accounts and labels, and receives the problems.
-        path: keys and indices of the list in the file.
-        unique: refuse a call that occurs twice.
+    `items` are pairs of a line and a value, `path` leads to the list in the file. With `unique`,
+    refuse a call that occurs twice.
     """
     # By account: the line of the first occurrence of each id.
     seen = defaultdict[str, dict[ReferenceKey, int]](dict)

@@ -53,12 +53,7 @@ async def connected(
 ) -> AsyncIterator[Client]:
     """Connect to a broker for the duration of the block, which has to use `mapped_errors`.
 
-    Speak MQTT 5, or 3.1.1 to a broker that refuses 5.
-
-    Args:
-        config: the broker and its credentials.
-        last_will: message that the broker publishes when the connection breaks.
-        timeout: seconds to wait for a response of the broker.
+    Speak MQTT 5, or 3.1.1 to a broker that refuses 5. `timeout` is for each of its responses.
     """
     import aiomqtt  # noqa: PLC0415 - optional
 

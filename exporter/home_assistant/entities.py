@@ -56,25 +56,17 @@ class Names(NamedTuple):
 
 
 class Entity(NamedTuple):
-    """An entity of a device.
+    """An entity of a device."""
 
-    Attributes:
-        key: identifies it among the entities of the device.
-        options: options of the platform, as the documentation of the MQTT integration has them.
-        value: the state of a sensor; True, False or None for a binary sensor.
-        attributes: its attributes, if it has any.
-        enabled: whether Home Assistant enables it when it is new.
-        topic: the topic of presses or events, below that of the device.
-    """
-
-    key: str
+    key: str  # identifies it among the entities of the device
     platform: Platform
     names: Names
-    options: Mapping[str, Any]  # Any: JSON
-    value: object = None
+    # Options of the platform, as the documentation of the MQTT integration has them. Any: JSON.
+    options: Mapping[str, Any]
+    value: object = None  # the state of a sensor; True, False or None for a binary sensor
     attributes: Mapping[str, object] | None = None
-    enabled: bool = True
-    topic: str = ""
+    enabled: bool = True  # whether Home Assistant enables it when it is new
+    topic: str = ""  # of presses or events, below that of the device
 
 
 class AccountView(NamedTuple):
@@ -88,18 +80,12 @@ class AccountView(NamedTuple):
 
 
 class ExporterView(NamedTuple):
-    """What Home Assistant shows of the exporter, or of all that share a ledger.
+    """What Home Assistant shows of the exporter, or of all that share a ledger."""
 
-    Attributes:
-        not_ready: the reasons why it is not ready.
-        last_error: time (Unix time) and name of the last error in the log, if any.
-        pending: number of pending notifications.
-        holders: the accounts of each exporter; None if the ledger is not shared.
-    """
-
-    not_ready: Sequence[str] = ()
-    last_error: tuple[float, str] | None = None
-    pending: int = 0
+    not_ready: Sequence[str] = ()  # the reasons
+    last_error: tuple[float, str] | None = None  # Unix time and name of the last error in the log
+    pending: int = 0  # notifications
+    # The accounts of each exporter; None if the ledger is not shared.
     holders: Mapping[str, Sequence[str]] | None = None
 
 

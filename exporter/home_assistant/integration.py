@@ -112,14 +112,8 @@ def read_mqtt(metrics: Catalogue, stats: Callable[[], MqttStats | None]) -> None
 class HomeAssistant:
     """Runs the publisher of the configured broker, if there is one.
 
-    Args:
-        expose: returns what is published with a configuration.
-        spawn: starts a background task.
-        on_ready: called whenever events can be published again.
-
-    Attributes:
-        publisher: None if no broker is configured.
-        stats: its statistics; kept when the broker changes.
+    Calls `on_ready` whenever events can be published again. The statistics are kept when the broker
+    changes.
     """
 
     def __init__(
@@ -150,12 +144,7 @@ class HomeAssistant:
         self._running = self._spawn(_replace(self._running, self.publisher))
 
     async def stop(self, timeout: float, *, others: bool = False) -> None:
-        """Publish the last states, and the availability `offline` unless others are online.
-
-        Args:
-            timeout: seconds until the task is cancelled.
-            others: whether other exporters keep publishing.
-        """
+        """Publish the last states, and the availability `offline` unless `others` are online."""
         if self.publisher:
             self.publisher.stop(clear_retained=False, others=others)
         await _end(self._running, timeout)
@@ -191,23 +180,16 @@ def _home_page() -> str | None:
 
 @dataclass(eq=False)
 class Exposed:
-    """The accounts that a configuration exposes, and the exporter itself.
+    """The accounts that a configuration exposes, and the exporter itself."""
 
-    Attributes:
-        accounts: the accounts that this exporter polls: live mapping, shared by reference.
-        configured: returns the names of all configured accounts, also of those that others poll.
-        view: returns what is shown of the exporter; None if another one publishes it.
-        start_reload: starts to reload the configuration.
-        status_page: the URL of the status page, if known.
-    """
-
+    # The accounts that this exporter polls: live mapping, shared by reference.
     accounts: Mapping[str, Account]
-    configured: Callable[[], Collection[str]]
+    configured: Callable[[], Collection[str]]  # all accounts, also those that others poll
     calls: CallTracker
     canaries: Canaries
-    view: Callable[[], ExporterView | None]
+    view: Callable[[], ExporterView | None]  # None if another exporter publishes it
     start_reload: Callable[[], None]
-    status_page: str | None
+    status_page: str | None  # URL
     config: HomeAssistantConfig
 
     def __post_init__(self) -> None:
@@ -279,14 +261,7 @@ class Publisher:
 
     Compares the wanted messages with the retained ones, publishes the differences and clears
     obsolete messages. This covers starts, reconnections, birth messages of Home Assistant and
-    removed accounts.
-
-    Args:
-        exposed: what to publish, the buttons and the broker.
-        stats: receives the numbers of messages and connections.
-        on_ready: called when events can be published.
-        timeout: seconds to wait for a response of the broker.
-        backoff: back-off of reconnections.
+    removed accounts. Calls `on_ready` when events can be published.
     """
 
     def __init__(
@@ -322,12 +297,7 @@ class Publisher:
         return self._session is not None
 
     def stop(self, *, clear_retained: bool, others: bool = False) -> None:
-        """Stop `run`, at once if the broker is disconnected.
-
-        Args:
-            clear_retained: whether to clear all retained messages.
-            others: whether other exporters keep publishing.
-        """
+        """Stop `run`, at once if the broker is disconnected; `others` keep publishing."""
         self._clear_retained, self._others = clear_retained, others
         self._stopping.set()
 

@@ -53,38 +53,25 @@ class MqttStats:
 
 
 class Device(NamedTuple):
-    """A device of Home Assistant.
+    """A device of Home Assistant."""
 
-    Attributes:
-        id: its identifier, and the prefix of the ids of its entities.
-        name: its name, and the prefix of the default ids of its entities.
-        config: the topic of its description.
-        state: the topic of its state.
-        base: the prefix of its other topics.
-        via: the identifier of the device that it belongs to.
-    """
-
-    id: str
-    name: str
-    config: str
-    state: str
-    base: str
-    via: str | None = None
+    id: str  # also the prefix of the ids of its entities
+    name: str  # also the prefix of the default ids of its entities
+    config: str  # topic of its description
+    state: str  # topic
+    base: str  # prefix of its other topics
+    via: str | None = None  # id of the device that it belongs to
 
 
 class Topics:
     """The topics of an exporter, or of several that share a ledger.
 
-    Args:
-        discovery_prefix: Home Assistant's discovery prefix.
-        prefix: prefix of the exporter's own topics.
-
     Attributes:
         exporter: the device of the exporter, which those of accounts belong to.
-        availability: topic of the availability of all devices.
-        birth: topic of Home Assistant's birth message.
-        retained: topic filters for all retained messages of devices.
-        presses: topic filters for presses of buttons.
+        availability: of all devices.
+        birth: of Home Assistant's birth message.
+        retained: filters for all retained messages of devices.
+        presses: filters for presses of buttons.
     """
 
     def __init__(self, discovery_prefix: str, prefix: str) -> None:
@@ -125,20 +112,12 @@ class Topics:
 
 
 class Descriptions(NamedTuple):
-    """Values that the descriptions of all devices share.
+    """Values that the descriptions of all devices share."""
 
-    Attributes:
-        availability: topic of the availability.
-        language: of the names of entities.
-        buttons: whether devices have buttons.
-        home_page: the URL of the project, if known.
-        status_page: the URL of the status page, if known.
-    """
-
-    availability: str
+    availability: str  # topic
     language: Literal["en", "vi"] = "en"
     buttons: bool = True
-    home_page: str | None = None
+    home_page: str | None = None  # URL, as the next
     status_page: str | None = None
 
 

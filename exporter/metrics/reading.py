@@ -53,9 +53,7 @@ class Registry(CollectorRegistry):
 class Reading(Collector):
     """A metric whose series are read from other objects at each scrape.
 
-    Args:
-        name: as in queries, with labels: `esms_calls_watched{account,state}`.
-        documentation: the HELP text.
+    Its `name` has the labels as in queries: `esms_calls_watched{account,state}`.
     """
 
     def __init__(

@@ -41,10 +41,7 @@ class TargetBreaker:
     """Pauses a target when different events fail in a row, without a success between them.
 
     After each pause, one event is sent on trial: success closes the breaker, failure makes the
-    next pause longer.
-
-    Args:
-        chance: returns a random number from 0 to 1, for the jitter of pauses.
+    next pause longer. `chance` returns a random number from 0 to 1, for the jitter of pauses.
     """
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -98,11 +95,7 @@ class TargetBreaker:
     def failed(self, event: int, retry_after: float | None, sent_at: float, now: float) -> bool:
         """Record a failure; return whether it starts a pause.
 
-        Args:
-            event: the event.
-            retry_after: seconds from the `Retry-After` header of the response, if any.
-            sent_at: start of the attempt; one before the last success is ignored.
-            now: time of the response.
+        An attempt that started before the last success is ignored.
         """
         state, trial = self.state(now), self._trial == event
         self.released(event)

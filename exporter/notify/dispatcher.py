@@ -67,27 +67,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class TargetStatus:
-    """A target, for metrics and the status page; times are Unix times, 0 for none.
-
-    Attributes:
-        pending: number of pending notifications.
-        oldest: when the oldest call with a pending notification finished.
-        failure: time and reason of the last failed attempt.
-        delivered: number of delivered notifications since the start of the process.
-        gave_up: number of notifications that were given up since then.
-        given_up: the newest given-up notifications that the ledger keeps.
-        requests: number of attempts by outcome.
-        durations: seconds of attempts.
-    """
+    """A target, for metrics and the status page; numbers since the start of the process."""
 
     name: str
-    pending: int = 0
-    oldest: float = 0.0
+    pending: int = 0  # in the ledger
+    oldest: float = 0.0  # when the oldest call with one finished (Unix time); 0 if there is none
     paused: bool = False
-    failure: tuple[float, Delivery] | None = None
+    failure: tuple[float, Delivery] | None = None  # the last one, and its Unix time
     delivered: int = 0
     gave_up: int = 0
-    given_up: Sequence[NotificationRecord] = ()
+    given_up: Sequence[NotificationRecord] = ()  # the newest in the ledger
     requests: dict[DeliveryOutcome, int] = field(
         default_factory=lambda: dict.fromkeys(DeliveryOutcome, 0)
     )
@@ -108,12 +97,7 @@ def read_targets(metrics: Catalogue, targets: Callable[[], Iterable[TargetStatus
 
 
 class Dispatcher:
-    """Delivers notifications to all targets independently.
-
-    Args:
-        ledger: the ledger; must be open before `open` is called.
-        spawn: see `Spawn`.
-    """
+    """Delivers notifications to all targets independently."""
 
     def __init__(self, ledger: Ledger, spawn: Spawn) -> None:
         self._ledger = ledger
@@ -128,11 +112,7 @@ class Dispatcher:
         """Replace the targets; unchanged ones are not interrupted.
 
         Notifications of a removed target stay pending until they expire, and are sent if the target
-        is added again.
-
-        Args:
-            targets: all targets.
-            timeout: seconds for attempts of changed or removed targets to finish.
+        is added again. Attempts of changed or removed targets may finish within `timeout` seconds.
         """
         self._ledger.store.outbox.set_routes([settings.route for settings in targets])
         old, self._workers = self._workers, {}
@@ -189,15 +169,8 @@ class TargetWorker:
     """Delivers the notifications of a target until `stop`.
 
     Claims as many as it can send at once. A failed event backs off on its own; different events
-    that fail in a row pause the target.
-
-    Args:
-        settings: settings of the target.
-        ledger: the open ledger.
-        spawn: see `Spawn`.
-        status: is kept up to date.
-
-    Must be created in a running event loop.
+    that fail in a row pause the target. Keeps `status` up to date. Must be created in a running
+    event loop.
     """
 
     def __init__(

@@ -25,14 +25,9 @@ CONTENT_TYPE: Final = "application/cloudevents+json"
 
 
 class CloudEvent(NamedTuple):
-    """A CloudEvent.
+    """A CloudEvent in JSON."""
 
-    Attributes:
-        id: the same for each attempt and exporter, so that receivers can detect repeats.
-        body: JSON.
-    """
-
-    id: str
+    id: str  # the same for each attempt and exporter, so that receivers can detect repeats
     body: bytes
 
 

@@ -13,19 +13,12 @@ from exporter.tracker import CallTracker
 
 
 class SourceContext(NamedTuple):
-    """Other parts of the configuration that sources need.
-
-    Attributes:
-        accounts: the names of the accounts.
-        labels: the names in `watch.labels`.
-        retention: seconds for which the ledger keeps a finished call.
-        called_back: whether an account has a `callback_token`.
-    """
+    """Other parts of the configuration that sources need."""
 
     accounts: tuple[str, ...]
     labels: tuple[str, ...]
-    retention: float
-    called_back: bool = False
+    retention: float  # seconds for which the ledger keeps a finished call
+    called_back: bool = False  # whether an account has a `callback_token`
 
 
 class Source:

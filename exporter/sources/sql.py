@@ -111,11 +111,8 @@ class Query:
     ) -> Generator[tuple[CallConfig, ...], None, None]:
         """Run the query, and yield the calls of its valid rows in batches. Blocking.
 
-        Raises a `SourceError` without addresses and users if the database fails.
-
-        Args:
-            since: returns the value of `:since` for the database's current time (Unix times).
-            problems: receives the problems of invalid rows.
+        `since` returns the value of `:since` for the database's current time (Unix times). Raises a
+        `SourceError` without addresses and users if the database fails.
         """
         accounts, labels = self._context.accounts, self._context.labels
         context = LoadContext(

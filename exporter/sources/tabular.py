@@ -60,14 +60,8 @@ def read_calls(
 
     Raises a `ConfigError` with all problems if the rest of the file cannot be read.
 
-    Args:
-        path: the file.
-        accounts: the names of the accounts.
-        labels: the names in `watch.labels`.
-        problems: receives the problems of invalid calls.
-        whole: False for a file that is being written: in a list of ids or CSV, an incomplete last
-            line is ignored.
-        account: the account of calls without one; by default the only configured account.
+    Unless `whole`, the file is being written: in a list of ids or CSV, an incomplete last line is
+    ignored. `account` is that of calls without one; by default the only configured account.
     """
     context = LoadContext(Path(), problems, accounts=accounts, labels=labels, account=account)
     newline = "" if path.endswith(".csv") else "\n"

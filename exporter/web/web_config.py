@@ -339,14 +339,7 @@ class RateLimit(_Section):
 
 
 class WebConfig(_Section):
-    """Access to the HTTP server.
-
-    Attributes:
-        tls_server_config: None for plain HTTP.
-        http_server_config: headers to add to every response.
-        basic_auth_users: bcrypt hashes by name; empty for access without a password.
-        rate_limit: no limit if its interval is 0.
-    """
+    """Access to the HTTP server; by default plain HTTP without a password and a limit."""
 
     tls_server_config: Annotated[Tls | None, PlainValidator(_tls)] = None
     http_server_config: _HttpServer = _HttpServer()
@@ -355,14 +348,9 @@ class WebConfig(_Section):
 
 
 def load_web_config(path: Path, files: NamedFiles | None = None) -> WebConfig:
-    """Read a web configuration file and the certificates that it names.
+    """Read a web configuration file and the certificates that it names, which `files` records.
 
-    Args:
-        path: a YAML file, possibly empty; paths in it are relative to its folder.
-        files: records the other files.
-
-    Raises:
-        ConfigError: the file is invalid; lists every problem.
+    Raises a `ConfigError` with every problem.
     """
     problems = Problems(str(path))
     # `$` is not expanded: hashes contain it, and the toolkit does not expand it either. As in
