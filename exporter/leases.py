@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -28,6 +28,7 @@ from exporter.ledger.leases import (
     take_leases,
 )
 from exporter.ledger.ledger import Ledger
+from exporter.supervisor import Spawn
 from exporter.threads import SerialThread
 from exporter.tracker import CallTracker
 
@@ -115,7 +116,6 @@ class LeaseHolder:
         accounts: polled accounts: live mapping, shared by reference.
         taken: called to start polling accounts whose leases were taken.
         lost: called to stop polling accounts at once.
-        spawn: runs a coroutine in the background.
 
     Attributes:
         held_until: loop time until which the leases may be used.
@@ -135,7 +135,7 @@ class LeaseHolder:
         accounts: Mapping[str, Account],
         taken: Callable[[Collection[str]], Awaitable[None]],
         lost: Callable[[Collection[str]], None],
-        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        spawn: Spawn,
     ) -> None:
         self._id = ledger.store.exporter or ""
         self.name = f"{socket.gethostname()}:{os.getpid()}"[:255]

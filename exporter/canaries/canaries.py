@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +30,7 @@ from exporter.ledger.canary_runs import CanaryResult, NotStarted, Run, State
 from exporter.ledger.ledger import Ledger
 from exporter.metrics.catalogue import Catalogue
 from exporter.polling.stats import Operation
+from exporter.supervisor import Spawn
 
 # Seconds for the last poll after the end of `within`, in addition to its timeout.
 _LAST_POLL: Final = 5.0
@@ -88,7 +89,6 @@ class Canaries:
         ledger: must be open before `configure` is called.
         accounts: the accounts that this exporter polls: live mapping, shared by reference.
         metrics: exposes the numbers of the canaries.
-        in_background: starts a task, whose failure ends the exporter.
         interval: seconds between checks of due times and open runs.
         wait_for_slot: seconds until a request that waits for the rate limiter is withdrawn.
         margin: seconds after the timeout of a request until it counts as lost, for example because
@@ -100,12 +100,12 @@ class Canaries:
         ledger: Ledger,
         accounts: Mapping[str, Account],
         metrics: Catalogue,
-        in_background: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        spawn: Spawn,
         interval: float = 1.0,
         wait_for_slot: float = 30.0,
         margin: float = 30.0,
     ) -> None:
-        self._ledger, self._accounts, self._in_background = ledger, accounts, in_background
+        self._ledger, self._accounts, self._spawn = ledger, accounts, spawn
         self._interval, self._wait_for_slot, self._margin = interval, wait_for_slot, margin
         self._loop = asyncio.get_running_loop()
         self._runner = CanaryRunner(ledger.execute, ledger.clock)
@@ -216,7 +216,7 @@ class Canaries:
             self._checked[name] = now, next(schedule.after(now), math.inf)
 
     def _start_placing(self, canary: CanaryConfig, due: int, *, by_hand: bool = False) -> None:
-        task = self._in_background(self._place(canary, due, by_hand=by_hand))
+        task = self._spawn(self._place(canary, due, by_hand=by_hand))
         self._placing.add(task)
         task.add_done_callback(self._placing.discard)
 

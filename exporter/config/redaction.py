@@ -67,7 +67,7 @@ def _section(value: Value, model: type[Section], *, valid: bool) -> object:
     for key, item in value.items():
         about = model.model_fields.get(key)
         types = [] if about is None else [*_types(about.annotation)]
-        if key.endswith("_file") and key.removesuffix("_file") in model.secrets:
+        if key.endswith("_file") and key.removesuffix("_file") in model.file_keys:
             redacted[key] = _redacted(item, shown=valid)  # the path of a file
         elif not types:
             redacted["?"] = HIDDEN  # an unknown key may be a secret itself
@@ -76,7 +76,7 @@ def _section(value: Value, model: type[Section], *, valid: bool) -> object:
         else:
             fixed = all(issubclass(one, int | float | Enum) for one in types)
             shown = (fixed and _is_harmless(item)) or (valid and (fixed or key in _SHOWN))
-            redacted[key] = _redacted(item, shown=shown and key not in model.secrets)
+            redacted[key] = _redacted(item, shown=shown and key not in model.file_keys)
     return redacted
 
 

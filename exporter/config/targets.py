@@ -144,7 +144,7 @@ PrivateKey = Annotated[
 class HomeAssistantConfig(Section):
     """Publish accounts and finished calls to Home Assistant through an MQTT broker."""
 
-    secrets = ("ca", "cert")
+    file_keys = ("ca", "cert")
 
     url: MqttUrl
     """The MQTT broker. The default port is 1883, or 8883 with TLS."""

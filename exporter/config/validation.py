@@ -191,17 +191,17 @@ class Section(BaseModel):
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
     # Keys whose value can be in a file, named by `KEY_file`: every secret, and some long texts.
-    secrets: ClassVar[Collection[str]] = ()
+    file_keys: ClassVar[Collection[str]] = ()
     null_is_default: ClassVar[bool] = False  # whether an empty value of any key is its default
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_kwargs: object) -> None:
-        """Find the secrets."""
+        """Add every secret to `file_keys`."""
         for key, about in cls.model_fields.items():
             kinds = about.annotation, *get_args(about.annotation)  # of `X | None` also X
             is_secret = any(getattr(kind, "__origin__", kind) is Secret for kind in kinds)
-            if is_secret and key not in cls.secrets:
-                cls.secrets = [*cls.secrets, key]
+            if is_secret and key not in cls.file_keys:
+                cls.file_keys = [*cls.file_keys, key]
 
     @model_validator(mode="before")
     @classmethod
@@ -211,11 +211,11 @@ class Section(BaseModel):
         if not isinstance(data, YamlMapping) or not isinstance(context, LoadContext):
             return data
         found: dict[str, object] = dict(data)
-        known = {*cls.model_fields, *(f"{key}_file" for key in cls.secrets)}
+        known = {*cls.model_fields, *(f"{key}_file" for key in cls.file_keys)}
         mark_unknown_keys(found, known, context.problems)
         for key, about in cls.model_fields.items():
             value = found.get(key, data)
-            if key in cls.secrets:
+            if key in cls.file_keys:
                 _read_file(found, key, about, context)
             elif value is None and (
                 # The content of a section or list may be commented out.
@@ -244,7 +244,7 @@ class Section(BaseModel):
         for key, about in list(model["properties"].items()):
             if about.get("default") is not None and _DURATION in about.get("anyOf", ()):
                 about["default"] = format_duration(about["default"])
-            if key in cls.secrets:
+            if key in cls.file_keys:
                 model["properties"][f"{key}_file"] = {
                     "title": f"{about['title']} File",
                     "description": f"A file that contains the value of `{key}`; the path is"
@@ -252,7 +252,7 @@ class Section(BaseModel):
                     "type": "string",
                     "minLength": 1,
                 }
-        if either := [key for key in cls.secrets if key in model.get("required", ())]:
+        if either := [key for key in cls.file_keys if key in model.get("required", ())]:
             model["required"] = [key for key in model["required"] if key not in either]
             model["allOf"] = [
                 {"oneOf": [{"required": [key]}, {"required": [f"{key}_file"]}]} for key in either

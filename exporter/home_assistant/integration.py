@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import (
     Callable,
     Collection,
-    Coroutine,
     Iterator,
     Mapping,
     Sequence,
@@ -57,6 +56,7 @@ from exporter.home_assistant.payloads import (
     state,
 )
 from exporter.metrics.catalogue import Catalogue
+from exporter.supervisor import Spawn
 from exporter.tracker import CallTracker
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class HomeAssistant:
     def __init__(
         self,
         expose: Callable[[HomeAssistantConfig], Exposed],
-        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        spawn: Spawn,
         on_ready: Callable[[], None],
     ) -> None:
         self._expose, self._spawn, self._on_ready = expose, spawn, on_ready

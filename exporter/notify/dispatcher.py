@@ -7,10 +7,10 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
 import structlog
 
@@ -29,6 +29,7 @@ from exporter.metrics.catalogue import Catalogue
 from exporter.notify.breaker import MAX_PAUSE, PAUSES, State, TargetBreaker
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.polling.stats import REQUEST_BUCKETS, Distribution
+from exporter.supervisor import Spawn
 
 _GATHER: Final = 0.02
 """Seconds for which results are batched before they are committed."""
@@ -58,9 +59,6 @@ _RETRIES: Final = ExponentialBackoff(5.0, MAX_PAUSE, jitter=0.25)
 
 _LOG_INTERVAL: Final = 60.0
 """Minimum seconds between log messages about failed notifications of a target."""
-
-Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
-"""Starts a background task, whose failure ends the exporter."""
 
 _log = structlog.get_logger(__name__)
 

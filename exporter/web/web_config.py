@@ -215,7 +215,7 @@ def _at_most_one(curves: list[str]) -> list[str]:
 
 
 class _TlsServer(_Section):
-    secrets = ("cert", "key", "client_ca")
+    file_keys = ("cert", "key", "client_ca")
 
     cert: Pem
     key: Annotated[Secret, Expected("text in PEM")]

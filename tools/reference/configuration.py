@@ -95,12 +95,12 @@ def _section(path: str, words: str, rows: Iterator[tuple[str, str, str, str]]) -
 def _rows(path: str, model: type[Section]) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         takes, below = _takes(field.annotation, field.metadata), _below(path, name)
-        secret = name in model.secrets
+        in_file = name in model.file_keys
         default = _default(field, takes)
         if field.is_required():
-            default = f"required, or `{name}_file`" if secret else "required"
+            default = f"required, or `{name}_file`" if in_file else "required"
         yield code(name), _in_words(takes, below), default, _said(field.description, below)
-        if secret:
+        if in_file:
             about = f"A file that contains the value of `{name}`; read again when it changes."
             yield code(f"{name}_file"), "the path of a file", "none", about
 
