@@ -27,33 +27,6 @@ VECTOR = {
 VECTOR_BODY = b'{"test": 2432232314}'
 
 
-def test_the_event_is_a_cloud_event() -> None:
-    event = cloud_event(CALL)
-    assert json.loads(event.body) == {
-        "specversion": "1.0",
-        "id": event.id,
-        "source": "/esms-exporter/accounts/main",
-        "type": "esms-exporter.call.finished",
-        "subject": "505139D7-54f8",
-        "time": "2023-11-14T22:14:20.500Z",
-        "datacontenttype": "application/json",
-        "data": {
-            "account": "main",
-            "reference_id": "505139D7-54f8",
-            "result": "success",
-            "status": "answered",
-            "duration": 13.0,
-            "key": "1",
-            "labels": {"campaign": "cấp cứu"},
-            "first_watched": "2023-11-14T22:13:20.250Z",
-            "finished_at": "2023-11-14T22:14:20.500Z",
-            "kind": "call",
-            "delivered": None,
-            "failed": None,
-        },
-    }
-
-
 def test_the_event_of_home_assistant() -> None:
     busy = CALL._replace(result="failure", status="busy", duration=None, key=None)
     assert json.loads(home_assistant_event(busy)) == {
