@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from exporter.config import HomeAssistantConfig
 from exporter.simulator import Simulator
-from tests.brokers import Mosquitto
+from tests.brokers import Listener, Mosquitto, listening
 from tests.notify.bench import ACCOUNTS, Bench
 
 # For those who have one: a Python with `homeassistant` 2024.11 or newer, named by this variable.
@@ -33,3 +33,9 @@ async def bench(simulator: Simulator, broker: Mosquitto, tmp_path: Path) -> Asyn
     config = HomeAssistantConfig(url=broker.url)
     async with Bench(simulator, tmp_path, home_assistant=config) as bench:
         yield bench
+
+
+@pytest_asyncio.fixture
+async def listener(broker: Mosquitto) -> AsyncIterator[Listener]:
+    async with listening(broker.port) as listener:
+        yield listener

@@ -64,37 +64,36 @@ async def shown(listener: Listener) -> None:
 
 
 async def test_a_canary_call_is_placed_once(
-    bench: Bench, broker: Mosquitto, placed: Placed
+    bench: Bench, placed: Placed, listener: Listener
 ) -> None:
     presses = Presses()
-    async with listening(broker.port) as listener:
-        await shown(listener)
-        assert listener.json(CONFIG)["components"][f"place_{KEY}"]["command_topic"] == PLACE
-        await until(lambda: listener.json(STATE).get(KEY, "") is None)
-        first = presses.next()
-        for payload in (first, first, "PRESS", "", "1", str(int(time.time()) + 3600)):
-            await listener.say(PLACE, payload)
-        await listener.say("esms-exporter/b_1/place/none", presses.next())
-        await until(lambda: listener.json(STATE)[KEY] == "OFF")
-        assert listener.json(STATE)[f"{KEY}_attributes"]["result"] == "success"
-        assert placed.codes == ["100"]
-        # The ledger has the press after a restart; a retained message is no press.
-        kept = presses.next()
-        await listener.say(PLACE, kept, retain=True)
-        await until(lambda: len(placed.codes) == 2)
-        with capture_logs() as logs:
-            await bench.restart()
-            await until(lambda: bool(bench.service.canaries.statuses))
-            await until(lambda: any(line["event"] == "button press ignored" for line in logs))
-            await listener.say(PLACE, first)
-            await listener.say(PLACE, kept)
-            await listener.say(PLACE, presses.next())
-            await until(lambda: len(placed.codes) == 3)
-            await listener.say(PLACE, presses.next())
-            reasons = {"event": "canary call not placed", "reason": "max_per_day"}
-            await until(lambda: any(reasons.items() <= line.items() for line in logs))
-        assert placed.codes == ["100"] * 3
-        assert len(set(placed.request_ids)) == 3
+    await shown(listener)
+    assert listener.json(CONFIG)["components"][f"place_{KEY}"]["command_topic"] == PLACE
+    await until(lambda: listener.json(STATE).get(KEY, "") is None)
+    first = presses.next()
+    for payload in (first, first, "PRESS", "", "1", str(int(time.time()) + 3600)):
+        await listener.say(PLACE, payload)
+    await listener.say("esms-exporter/b_1/place/none", presses.next())
+    await until(lambda: listener.json(STATE)[KEY] == "OFF")
+    assert listener.json(STATE)[f"{KEY}_attributes"]["result"] == "success"
+    assert placed.codes == ["100"]
+    # The ledger has the press after a restart; a retained message is no press.
+    kept = presses.next()
+    await listener.say(PLACE, kept, retain=True)
+    await until(lambda: len(placed.codes) == 2)
+    with capture_logs() as logs:
+        await bench.restart()
+        await until(lambda: bool(bench.service.canaries.statuses))
+        await until(lambda: any(line["event"] == "button press ignored" for line in logs))
+        await listener.say(PLACE, first)
+        await listener.say(PLACE, kept)
+        await listener.say(PLACE, presses.next())
+        await until(lambda: len(placed.codes) == 3)
+        await listener.say(PLACE, presses.next())
+        reasons = {"event": "canary call not placed", "reason": "max_per_day"}
+        await until(lambda: any(reasons.items() <= line.items() for line in logs))
+    assert placed.codes == ["100"] * 3
+    assert len(set(placed.request_ids)) == 3
 
 
 async def test_a_call_that_the_account_cannot_place_is_not_placed_later(
@@ -117,31 +116,31 @@ async def test_a_call_that_the_account_cannot_place_is_not_placed_later(
     assert placed.codes == []
 
 
-async def test_the_configuration_is_reloaded(bench: Bench, broker: Mosquitto) -> None:
+async def test_the_configuration_is_reloaded(bench: Bench, listener: Listener) -> None:
     presses = Presses()
-    async with listening(broker.port) as listener:
-        await shown(listener)
-        assert bench.config.home_assistant
-        changed = bench.config.home_assistant.model_copy(update={"language": "vi"})
-        bench.config = bench.config.model_copy(update={"home_assistant": changed})
-        await listener.say(RELOAD, "PRESS")
-        await listener.say(RELOAD, presses.next())
-        name = "Xác thực"
-        await until(lambda: listener.json(CONFIG)["components"]["credentials"]["name"] == name)
+    await shown(listener)
+    assert bench.config.home_assistant
+    changed = bench.config.home_assistant.model_copy(update={"language": "vi"})
+    bench.config = bench.config.model_copy(update={"home_assistant": changed})
+    await listener.say(RELOAD, "PRESS")
+    await listener.say(RELOAD, presses.next())
+    name = "Xác thực"
+    await until(lambda: listener.json(CONFIG)["components"]["credentials"]["name"] == name)
 
 
-async def test_buttons_that_are_turned_off(bench: Bench, broker: Mosquitto, placed: Placed) -> None:
+async def test_buttons_that_are_turned_off(
+    bench: Bench, placed: Placed, listener: Listener
+) -> None:
     presses = Presses()
-    async with listening(broker.port) as listener:
-        await shown(listener)
-        assert bench.config.home_assistant
-        on = bench.config.home_assistant
-        await bench.change(home_assistant=on.model_copy(update={"buttons": False}))
-        await until(lambda: f"place_{KEY}" not in listener.json(CONFIG)["components"])
-        told = [one["components"].get(f"place_{KEY}") for one in listener.said(CONFIG)]
-        assert {"platform": "button"} in told
-        await listener.say(PLACE, presses.next())
-        await bench.change(home_assistant=on)
-        await shown(listener)
-        await listener.say(PLACE, presses.next())
-        await until(lambda: len(placed.codes) == 1)
+    await shown(listener)
+    assert bench.config.home_assistant
+    on = bench.config.home_assistant
+    await bench.change(home_assistant=on.model_copy(update={"buttons": False}))
+    await until(lambda: f"place_{KEY}" not in listener.json(CONFIG)["components"])
+    told = [one["components"].get(f"place_{KEY}") for one in listener.said(CONFIG)]
+    assert {"platform": "button"} in told
+    await listener.say(PLACE, presses.next())
+    await bench.change(home_assistant=on)
+    await shown(listener)
+    await listener.say(PLACE, presses.next())
+    await until(lambda: len(placed.codes) == 1)
