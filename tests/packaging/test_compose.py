@@ -16,7 +16,7 @@ from exporter.config import Config, load_config
 from tests import subprocesses
 from tests.e2e.processes import Demo, Exporter, Process, total
 from tests.ports import free_port
-from tests.programs import every_prometheus, of_prometheus, program
+from tests.programs import of_prometheus, program
 from tests.waiting import deadline
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "compose"
@@ -109,21 +109,6 @@ def test_hosts_that_files_name_are_services() -> None:
     assert len(found) >= 5
     hosts = {host for host, _ in found} - {"localhost"}
     assert hosts <= services.keys()
-
-
-@every_prometheus
-def test_prometheus_takes_its_configuration_and_the_rules(version: str, tmp_path: Path) -> None:
-    service = project(DEMO)["services"]["prometheus"]
-    promtool = of_prometheus("promtool", version)
-    text = inside(service, option(service, "--config.file")).read_text()
-    (pattern,) = yaml.safe_load(text)["rule_files"]
-    where = str(inside(service, pattern))
-    config = tmp_path / "prometheus.yml"
-    config.write_text(text.replace(pattern, where))
-    shown = subprocesses.run(promtool, "check", "config", config)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    rules = Path(where).parent
-    assert f"{len([*rules.glob('*.y*ml')])} rule files found" in shown.stdout
 
 
 def test_alertmanager_takes_its_configuration() -> None:
