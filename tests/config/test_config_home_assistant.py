@@ -15,11 +15,6 @@ HEAD = "accounts: [{name: main, api_key: k, secret_key: s}]\n"
 URL = "home_assistant.url: expected `mqtt://HOST[:PORT]`, or `mqtts://HOST[:PORT]` for TLS"
 
 
-def test_nothing_is_published_by_default(load: Load) -> None:
-    assert load(HEAD).home_assistant is None
-    assert load(HEAD + "home_assistant:\n").home_assistant is None
-
-
 def test_a_broker_alone_will_do(load: Load) -> None:
     found = load(HEAD + "home_assistant: {url: 'mqtt://Broker/'}\n").home_assistant
     assert found == HomeAssistantConfig(url="mqtt://Broker")

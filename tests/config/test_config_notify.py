@@ -47,14 +47,6 @@ def test_all_that_a_target_may_say(load: Load) -> None:
     assert KEY not in repr(found)
 
 
-def test_what_it_need_not_say(load: Load) -> None:
-    (found,) = load(block()).notify
-    assert (found.accounts, found.results, found.statuses) == (None, None, None)
-    assert found.label_values == {}
-    assert (found.timeout, found.give_up_after, found.max_concurrency) == (10, 86400, 8)
-    assert load(HEAD + "notify:\n").notify == ()
-
-
 def test_secrets_from_files(load: Load, tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"{URL}\n")
     (tmp_path / "key").write_text(f"{KEY}\n")
@@ -119,9 +111,6 @@ def test_keys_that_are_refused(problems: FindProblems, key: str) -> None:
         ({"labels": "{campaign: 5}"}, "8: notify[0].labels.campaign: expected a text, or a"),
         ({"labels": "{campaign: []}"}, "8: notify[0].labels.campaign: expected a text, or a"),
         ({"labels": "{campaign: [x, 5]}"}, "8: notify[0].labels.campaign: expected a text, or a"),
-        ({"timeout": "0s"}, "8: notify[0].timeout: expected a duration"),
-        ({"give_up_after": "31d"}, "8: notify[0].give_up_after: expected a duration"),
-        ({"max_concurrency": "101"}, "8: notify[0].max_concurrency: expected a whole number"),
     ],
 )
 def test_one_mistake_is_one_problem(
@@ -138,12 +127,6 @@ def test_names_are_unique_and_few(problems: FindProblems) -> None:
     ]
     many = ", ".join(one.replace("crm,", f"t{number},") for number in range(21))
     assert problems(f"{HEAD}notify: [{many}]\n") == ["3: notify: expected at most 20 items"]
-
-
-@pytest.mark.parametrize("broken", ["notify: 5", "notify: {name: crm}", "notify: [5]"])
-def test_what_is_no_list_of_targets(problems: FindProblems, broken: str) -> None:
-    (found,) = problems(f"{HEAD}{broken}\n")
-    assert found.startswith("3: notify")
 
 
 def test_the_values_are_those_of_the_metrics() -> None:
