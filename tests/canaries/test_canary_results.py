@@ -8,17 +8,14 @@ from exporter.calls import Key, Result, Status
 from exporter.canaries.runs import (
     after_finish,
     after_placing,
-    call_request,
     day_of,
     request_id,
 )
-from exporter.config import CanaryConfig
 from exporter.esms.answers import Answer
 from exporter.esms.codes import CODES, Outcome
 from exporter.ids import reference_id
 from exporter.ledger.canary_runs import CanaryResult, Run
 from exporter.ledger.types import DELETED
-from exporter.secrets import Secret
 from tests.canaries.test_canary_schedule import BERLIN, at
 
 ID = reference_id("8eb2af6d-fb4c4814")
@@ -111,23 +108,3 @@ def test_a_day_whose_midnight_comes_twice_begins_with_the_first() -> None:
     midnight = at("2026-11-01T04:00:00")
     for minutes in (0, 59, 60, 119, 120, 24 * 60 + 59):
         assert day_of(midnight + minutes * 60, havana) == (midnight, midnight + 25 * 3600)
-
-
-def test_what_is_asked_for() -> None:
-    canary = CanaryConfig(
-        name="hourly",
-        account="main",
-        every=3600.0,
-        phone=Secret("0912345678"),
-        template="7",
-        variables=("Trung", "20 000"),
-        max_per_day=24,
-    )
-    request = call_request(canary, 3600)
-    assert request.operation == "MakeCallTemplate_V2"
-    assert request.parameters() == {
-        "TemplateId": "7",
-        "VariableListStr": "Trung||20 000",
-        "RequestId": request_id("hourly", 3600, "main"),
-    }
-    assert "0912345678" not in repr((canary, request))

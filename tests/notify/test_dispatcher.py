@@ -90,15 +90,6 @@ async def test_events_with_retry_after_pause_the_target_at_most_once(
 
 
 @virtual
-async def test_many_bad_events_beside_a_backlog(world: World) -> None:
-    world.answer = sick(refuses(500))
-    world.finish(*mixed(EVENTS, 0.13))
-    world.start()
-    await asyncio.sleep(10)
-    assert latest(world) < 3.0
-
-
-@virtual
 async def test_the_first_event_is_poisonous(world: World) -> None:
     for answer in (refuses(500), refuses(503, 900), HANGS):
         bad, good = f"bad-{len(world.sent)}", [f"good-{len(world.sent)}-{n}" for n in range(9)]
@@ -172,19 +163,6 @@ async def test_a_retry_after_that_a_second_event_confirms_is_kept(world: World) 
     assert len(world.requests(60, 121)) == 1
     await asyncio.sleep(5)
     assert len(world.delivered) == 200
-
-
-@virtual
-async def test_what_was_under_way_does_not_end_a_confirmed_pause(world: World) -> None:
-    throttled = {name: refuses(429, 60) for name in ("a", "b")}
-    world.answer = lambda name, now: throttled.get(name, Answer(after=5.0)) if now < 60 else OK
-    world.start()
-    world.finish("c", "d", "a", "b")
-    await asyncio.sleep(1)
-    world.finish("later")
-    await asyncio.sleep(100)
-    assert world.late("c") < 6
-    assert 58 < world.late("later") < 62
 
 
 @pytest.mark.parametrize("status", [302, 401, 404, 500, 503])

@@ -270,15 +270,3 @@ async def test_input_that_control_refuses(
     assert answer["error"].startswith(error)
     assert len(sim.provider.calls) == 1
     assert not sim.faults.active
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/", 404), ("POST", "/state", 405), ("PUT", "/faults/", 404)],
-)
-async def test_paths_that_control_does_not_have(
-    sim: Simulator, http: aiohttp.ClientSession, method: str, path: str, status: int
-) -> None:
-    code, answer = await control(http, sim, method, path)
-    assert code == status
-    assert "GET    /_simulator/state" in answer["paths"]
