@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pytest
 
-from exporter.config import json_schema
 from exporter.metrics.catalogue import Catalogue
+from tests.config.test_config_schema import SCHEMA, keys
 from tests.docs import pages
 from tools.reference.__main__ import PAGES, ROOT
 from tools.reference.events import MEANINGS
@@ -22,19 +20,9 @@ def test_it_is_fresh(name: str) -> None:
     assert (ROOT / name).read_text() == PAGES[name](), f"{name} is stale: run `make docs`"
 
 
-def keys(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Yield every key that a configuration may have, wherever it stands."""
-    for name, value in schema.items():
-        if name == "properties":
-            yield from value
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, dict):
-                yield from keys(inner)
-
-
 def test_every_key_of_the_schema_is_there() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    missing = {key for key in keys(json_schema()) if f"| `{key}` |" not in page}
+    missing = {key for key in keys(SCHEMA) if f"| `{key}` |" not in page}
     assert not missing
 
 
