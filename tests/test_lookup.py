@@ -34,7 +34,6 @@ def ended(**fields: object) -> Answer:
             ended(sent_result=1, call_status="ANSWERED", duration=7.0, ivr="#"),
             *("success", Status.ANSWERED, 7.0, Key.HASH),
         ),
-        (ended(sent_result=0, call_status="busy"), "failure", Status.BUSY, None, None),
         (
             ended(call_status="ANSWERED", duration=MAX_CALL_DURATION + 1),
             *("success", Status.ANSWERED, None, None),

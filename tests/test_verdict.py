@@ -153,20 +153,15 @@ def test_the_documented_answers() -> None:
         ({"SendStatus": 1}, PollAgain(CallState.AWAITING_APPROVAL)),
         ({"SendStatus": "2"}, PollAgain(CallState.QUEUED)),
         ({"SendStatus": 7}, PollAgain(CallState.AWAITING_REPORT)),
-        ({"SendStatus": ...}, AGAIN),
-        ({"SendStatus": None}, AGAIN),
-        ({"SendStatus": 3}, AGAIN),
-        ({"SendStatus": "finished"}, AGAIN),
-        ({"SendStatus": True}, AGAIN),
-        ({"SendStatus": 5.5}, AGAIN),
-        ({"SendStatus": "NaN"}, AGAIN),
-        ({"SendStatus": 1e300}, AGAIN),
+        *(
+            ({"SendStatus": odd}, AGAIN)
+            for odd in (..., None, 3, "finished", True, 5.5, "NaN", 1e300)
+        ),
         # the id
-        ({"ReferenceId": f" {ID.lower()} "}, ANSWERED),
-        ({"ReferenceId": ID.replace("-", "")}, ANSWERED),
-        ({"ReferenceId": f"{ID[:20]} {ID[20:]}"}, ANSWERED),
-        ({"ReferenceId": ...}, ANSWERED),
-        ({"ReferenceId": ""}, ANSWERED),
+        *(
+            ({"ReferenceId": same}, ANSWERED)
+            for same in (f" {ID.lower()} ", ID.replace("-", ""), f"{ID[:20]} {ID[20:]}", ..., "")
+        ),
         ({"ReferenceId": "8eb2af6d"}, BAD),
         # codes
         ({"CodeResponse": ..., "CodeResult": "100"}, ANSWERED),

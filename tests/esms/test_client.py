@@ -182,14 +182,6 @@ async def test_a_bad_answer_has_the_connection_renewed() -> None:
 
 # Placing a call.
 
-ACCOUNT = Account("main", "key with blank", "secret&key", balance=1e9)
-
-
-def of(simulator: Simulator, timeout: float = 60) -> EsmsClient:
-    keys = {"api_key": Secret(ACCOUNT.api_key), "secret_key": Secret(ACCOUNT.secret_key)}
-    return EsmsClient(AccountConfig(name="main", **keys, base_url=simulator.url), timeout)
-
-
 FAULTS = {
     "reset": Fault(FaultKind.RESET),
     "hang": Fault(FaultKind.HANG),
@@ -205,9 +197,10 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_call_is_placed_once_whatever_the_provider_does(name: str) -> None:
-    async with Simulator(accounts=(ACCOUNT,)) as simulator, of(simulator, 0.5) as client:
+    async with Simulator(accounts=[Account("main", API_KEY, SECRET_KEY)]) as simulator:
         simulator.faults.set(name, FAULTS[name])
-        placed = await client.place_call(RECORDING)
+        async with make(URL(simulator.url).port or 0, 0.5) as client:
+            placed = await client.place_call(RECORDING)
         expected = CanaryResult.REFUSED if name == "refused" else CanaryResult.UNSURE
         assert after_placing(placed) is expected
         assert simulator.traffic.total() == 1
