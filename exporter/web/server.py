@@ -225,9 +225,9 @@ class WebServer:
 
     def _viewer(self, request: web.Request) -> Viewer:
         if token := token_of(self._app, request):
-            return Viewer(authenticated=True, accounts=token.accounts)
+            return Viewer(token.accounts)
         if self._web_config.basic_auth_users:
-            return Viewer(authenticated=True, accounts=None)  # `_guarded` has checked the password
+            return Viewer(None)  # `_guarded` has checked the password
         return Viewer()
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:

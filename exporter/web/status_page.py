@@ -47,13 +47,17 @@ LANGUAGES: Final = ("en", "vi")
 
 
 class Viewer(NamedTuple):
-    """Who requests the page, with a password or token, and the accounts whose ids are shown."""
+    """Who requests the page: the accounts whose ids are shown."""
 
-    authenticated: bool = False
-    accounts: Collection[str] | None = ()  # None for all
+    accounts: Collection[str] | None = ()  # None for all; empty without a password or token
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether the request has a password or a token."""
+        return self.accounts is None or bool(self.accounts)
 
     def sees(self, account: str) -> bool:
-        return self.authenticated and (self.accounts is None or account in self.accounts)
+        return self.accounts is None or account in self.accounts
 
     def accounts_of(self, app: App) -> list[str]:
         """Return the configured accounts whose calls are shown, also those that others poll."""

@@ -33,7 +33,7 @@ VIETNAM = timezone(timedelta(hours=7), "+07")
 NOW = datetime(2025, 3, 14, 7, 32, 20, tzinfo=UTC).timestamp()
 RATES = {"main": 9.0, "hotline": 2.5}
 BALANCES = {"main": Balance(4_812_350, NOW - 74), "hotline": Balance(36_693, NOW - 209)}
-KNOWN = Viewer(authenticated=True, accounts=None)
+KNOWN = Viewer(None)
 
 FAILED = Delivery(DeliveryOutcome.HTTP_ERROR, DeliveryAction.RETRY, problem="HTTP status 503")
 _MIX = (

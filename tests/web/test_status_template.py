@@ -215,7 +215,7 @@ def given_up(**changes: object) -> NotificationRecord:
     ("viewer", "seen"),
     [
         (Viewer(), set()),
-        (Viewer(authenticated=True, accounts=frozenset({"main"})), {"main"}),
+        (Viewer({"main"}), {"main"}),
         (KNOWN, {"main", "hotline"}),
     ],
 )
