@@ -50,18 +50,18 @@ class Recent:
     """The recent results of an account at a given time."""
 
     # Calls and messages that finished since `since`; messages have no status.
-    today: Counter[tuple[Result, Status | None]] = field(default_factory=Counter)
+    today: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     since: float = 0.0  # last midnight, or the start of complete data if later (Unix time)
     minutes: tuple[Minute, ...] = ()  # the last 60, oldest first
     failures: tuple[FinishedCall, ...] = ()  # what did not succeed, newest first
 
     @property
-    def results(self) -> Counter[Result]:
+    def results(self) -> Counter[str]:
         """The number of today's calls and messages by result."""
         return _sums((result, count) for (result, _), count in self.today.items())
 
     @property
-    def statuses(self) -> Counter[Status]:
+    def statuses(self) -> Counter[str]:
         """The number of today's calls by status."""
         return _sums((status, count) for (_, status), count in self.today.items() if status)
 
@@ -73,7 +73,7 @@ class _History:
     since: float
     # By midnight and by minute number. Twice as many as shown are kept, because results may be
     # late and clocks wrong.
-    days: dict[float, Counter[tuple[Result, Status | None]]] = field(default_factory=dict)
+    days: dict[float, Counter[tuple[str, str | None]]] = field(default_factory=dict)
     minutes: dict[int, Counter[str]] = field(default_factory=dict)
     failures: deque[FinishedCall] = field(default_factory=lambda: deque(maxlen=NEWEST))
 
@@ -110,16 +110,16 @@ class RecentResults:
         """Count a finished call or message, if its account was loaded."""
         if (history := self._histories.get(call.account)) is None:
             return
-        if call.result is not Result.SUCCESS:
+        if call.result != Result.SUCCESS:
             history.failures.append(call)
         number = int(call.finished_at // 60)
         day = _counter(history.days, self._midnight(number * 60), 2)
-        is_message = call.kind is Kind.MESSAGE
+        is_message = call.kind == Kind.MESSAGE
         day[call.result, None if is_message else call.status] += 1
         minute = _counter(history.minutes, number, 2 * MINUTES)
-        minute[call.result.value] += 1
+        minute[call.result] += 1
         minute["messages"] += is_message
-        minute["answered"] += call.status is Status.ANSWERED
+        minute["answered"] += call.status == Status.ANSWERED
 
     def recent(self, account: str, now: float) -> Recent:
         history = self._histories.get(account) or _History(0.0)

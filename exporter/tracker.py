@@ -97,7 +97,7 @@ class CallTracker:
         self.totals = CallTotals()
         self.recent_results = RecentResults()
         # Recent calls by account and kind, for `learn_recent_durations`.
-        self._past: dict[str, defaultdict[Kind, deque[FinishedCall]]] = {}
+        self._past: dict[str, defaultdict[str, deque[FinishedCall]]] = {}
         self._limits = NO_LIMITS
         self._unfrozen = 0
         self._handled_notices: list[int] = []  # notices of other exporters
@@ -158,10 +158,10 @@ class CallTracker:
         """Train the poll intervals of an account with its recent results."""
         intervals = self._accounts[account].poller.intervals
         for kind, past in self._past.pop(account, {}).items():
-            intervals[kind].learn_past(
-                (call.finished_at - call.first_watched, call.status is not Status.EXPIRED)
+            intervals[Kind(kind)].learn_past(
+                (call.finished_at - call.first_watched, call.status != Status.EXPIRED)
                 for call in past
-                if call.status is not Status.NOT_FOUND  # the provider does not know its duration
+                if call.status != Status.NOT_FOUND  # the provider does not know its duration
             )
 
     # For sources.
@@ -250,7 +250,7 @@ class CallTracker:
         observed = [Observation(call.account, watched, decided, now, from_callback=True)]
         committed = await self.ledger.call(self.ledger.store.commit, observed)
         self._committed(observed, committed)
-        if not committed.finished:
+        if call.id in committed.ignored:
             return await self._not_accepted(call.account, name)
         if account:
             account.poller.learn(watched, decided, now, notified=True)
@@ -366,6 +366,8 @@ class CallTracker:
         """Apply a committed group of observations to totals, pollers and recent results."""
         self.totals.add(committed.added.items())
         self.totals.keep_newest(committed.newest)
+        for finished in committed.finished:
+            self.recent_results.add(finished)
         for subscriber in self._subscribers:
             subscriber(committed)
         # Checked once: a suppressed log call costs as much as the rest of this loop.
@@ -378,10 +380,6 @@ class CallTracker:
                 continue
             if account:
                 account.poller.apply_committed(call, found, at)
-            if isinstance(found, Finished) and call.id not in committed.canaries:
-                ending = found.result, found.status, call.first_watched, at
-                finished = FinishedCall(name, call.reference_id, *ending, call.kind)
-                self.recent_results.add(self.ledger.to_machine_time(finished))
             if debug:
                 _log.debug(
                     "call updated", account=name, reference_id=call.reference_id, found=found

@@ -16,7 +16,7 @@ from exporter.config import AccountConfig
 from exporter.config.targets import NotifyConfig
 from exporter.esms.client import CallRequest, EsmsClient
 from exporter.ids import reference_id
-from exporter.ledger.outbox import CallFinished
+from exporter.ledger.types import FinishedCall
 from exporter.notify.webhook import WebhookClient
 from exporter.secrets import Secret
 from tests.inflating import compressed, counting_inflated
@@ -50,7 +50,7 @@ async def canary(url: str) -> None:
 async def webhook(url: str) -> None:
     config = NotifyConfig(name="t", url=Secret(url), secret=Secret(SECRET), timeout=30)
     client = WebhookClient(config)
-    call = CallFinished("main", "a", "success", "answered", 13.0, "1", {}, 5.0, 60.0)
+    call = FinishedCall("main", "a", "success", "answered", 13.0, "1", {}, 5.0, 60.0)
     try:
         assert (await client.deliver(call)).outcome == "ok"
     finally:

@@ -30,7 +30,7 @@ def ended(
     status: Status = Status.ANSWERED,
     account: str = "main",
 ) -> FinishedCall:
-    return FinishedCall(account, f"id-{at:.0f}", result, status, at - 30, at)
+    return FinishedCall(account, f"id-{at:.0f}", result, status, None, None, {}, at - 30, at)
 
 
 def test_the_day() -> None:

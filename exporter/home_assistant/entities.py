@@ -318,7 +318,7 @@ def topic_level(name: str) -> str:
 def _today(recent: Recent, result: Result) -> int:
     """Return the number of today's calls with a result; messages have no status."""
     return sum(
-        count for (ended, status), count in recent.today.items() if ended is result and status
+        count for (ended, status), count in recent.today.items() if ended == result and status
     )
 
 

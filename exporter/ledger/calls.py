@@ -26,8 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from exporter.calls import Result, Status
-from exporter.ids import Kind, reference_key
+from exporter.ids import reference_key
 from exporter.ledger.engine import READ_TIMEOUT, Database
 from exporter.ledger.json_rows import fetch_json, is_given, select_json, to_json_rows
 from exporter.ledger.labels import COUNTED_AS, FOLDED
@@ -258,7 +257,8 @@ _FINISHED_CALLS: Final = (
     select(
         calls.c.id,
         accounts.c.name,
-        *calls.c["reference_id", "result", "status", "first_watched", "finished_at", "kind"],
+        *calls.c["reference_id", "result", "status", "duration", "key"],
+        *calls.c["first_watched", "finished_at", "kind", "delivered", "failed"],
     )
     .join_from(calls, accounts)
     .where(*_COUNTED)
@@ -289,8 +289,8 @@ def finished_calls(connection: Connection, rows: Collection[int]) -> dict[int, F
 
 def _finished(connection: Connection, query: Select[Any]) -> dict[int, FinishedCall]:
     return {
-        row: FinishedCall(name, found, Result(result), Status(status), began, ended, Kind(kind))
-        for row, name, found, result, status, began, ended, kind in connection.execute(query)
+        row: FinishedCall._make([*call[:6], {}, *call[6:]])
+        for row, *call in connection.execute(query)
     }
 
 

@@ -41,7 +41,6 @@ from sqlalchemy import (
     update,
 )
 
-from exporter.ids import Kind
 from exporter.ledger.calls import label_sets_of
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.history import CallEvent, EventKind, add_history
@@ -56,7 +55,7 @@ from exporter.ledger.json_rows import (
 )
 from exporter.ledger.json_rows import field as field_of
 from exporter.ledger.schema import given_up_notifications, notifications
-from exporter.ledger.types import BATCH_SIZE
+from exporter.ledger.types import BATCH_SIZE, FinishedCall
 
 LONGEST_WAIT: Final = 1_200.0
 """Maximum seconds until a retry. A longer wait means that the clock was set back; the notification
@@ -185,26 +184,6 @@ _GIVE_UP: Final = insert(given_up_notifications).from_select(
 _DELETE_GIVEN_UP: Final = delete(given_up_notifications).where(is_given(_kept.id))
 
 
-class CallFinished(NamedTuple):
-    """The event that a call has finished. Times are Unix times of the machine's clock.
-
-    The column `call` stores it as JSON.
-    """
-
-    account: str
-    reference_id: str
-    result: str
-    status: str
-    duration: float | None
-    key: str | None
-    labels: Mapping[str, str]
-    first_watched: float
-    finished_at: float
-    kind: str = Kind.CALL.value
-    delivered: int | None = None  # receivers of a message that got it
-    failed: int | None = None  # the others
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """Selects the finished calls that a target is notified of. None matches any value."""
@@ -217,7 +196,7 @@ class Route:
     # Accepted values by label name; a missing label has the empty value.
     labels: Mapping[str, Collection[str]] = field(default_factory=dict)
 
-    def matches(self, call: CallFinished) -> bool:
+    def matches(self, call: FinishedCall) -> bool:
         """Return whether the target is notified of a call."""
         return (
             (self.accounts is None or call.account in self.accounts)
@@ -233,7 +212,7 @@ class Notification(NamedTuple):
     id: int
     attempts: int  # number of claims, including this one; identifies this claim
     retry: bool  # an earlier attempt failed
-    call: CallFinished
+    call: FinishedCall
     call_id: int | None  # the row of the call; None if an older exporter has written it
     answer: str | None  # the last one of the target
 
@@ -292,7 +271,7 @@ class Outbox:
         self._history = on
 
     def add(
-        self, connection: Connection, finished: Sequence[tuple[int, int, CallFinished]]
+        self, connection: Connection, finished: Sequence[tuple[int, int, FinishedCall]]
     ) -> frozenset[str]:
         """Write the notifications of finished calls, in the transaction that finishes them.
 
@@ -354,7 +333,7 @@ class Outbox:
         parameters = {**kind, "limit": share, "rows": to_json_rows(accounts)}
         by_account = [
             [
-                Notification(row, attempts + 1, claim.retry, CallFinished(**from_json(call)), *rest)
+                Notification(row, attempts + 1, claim.retry, FinishedCall(**from_json(call)), *rest)
                 for row, attempts, call, *rest in sorted(from_json(rows))
             ]
             for rows in connection.scalars(_DUE, parameters)

@@ -240,7 +240,7 @@ notifications: Final = Table(
     metadata,
     Column("id", _Row, primary_key=True),
     Column("target", String(64), nullable=False),
-    Column("call", Text, nullable=False),  # `CallFinished` as JSON
+    Column("call", Text, nullable=False),  # `FinishedCall` as JSON
     Column("queued_at", Float, nullable=False),
     Column("give_up_at", Float, nullable=False),
     Column("due_at", Float, nullable=False),  # of a claimed one, the end of the claim

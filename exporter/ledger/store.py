@@ -68,7 +68,7 @@ from exporter.ledger.labels import (
     keep_labels,
 )
 from exporter.ledger.leases import FORGET, notify_holders, notify_of_totals
-from exporter.ledger.outbox import CallFinished, Outbox
+from exporter.ledger.outbox import Outbox
 from exporter.ledger.schema import (
     UNFINISHED_ROW,
     accounts,
@@ -90,6 +90,7 @@ from exporter.ledger.types import (
     DELETED,
     Committed,
     Count,
+    FinishedCall,
     InsertResult,
     NewCall,
     Observation,
@@ -585,7 +586,7 @@ class Store:
         A call finishes once: observations of calls that are not open any more are ignored.
         """
         committed = self.database.run(self.write, observations)
-        self._open.subtract(committed.by_account)
+        self._open.subtract(call.account for call in committed.finished)
         return committed
 
     def write(self, connection: Connection, observations: Sequence[Observation]) -> Committed:
@@ -596,7 +597,7 @@ class Store:
         found_open = fetch_json(connection, _OPEN_ROWS, rows=to_json_rows(ids))
         held = {row: rest for row, *rest in found_open}
         states, finished, events = list[tuple[Any, ...]](), list[tuple[Any, ...]](), []
-        canaries, account_ids, ahead = set[int](), dict[str, int](), self._clock.ahead
+        account_ids, ahead = dict[str, int](), self._clock.ahead
         added: defaultdict[TotalKey, float] = defaultdict(float)
         newest, exemplars = dict[TotalKey, CountedCall](), self.settings.exemplars
         for account, call, found, at, _ in observations:
@@ -611,11 +612,10 @@ class Store:
             finished.append((call.id, *ending, at, *receivers, found.price))
             account_id, labels, price, canary, counted_as = held[call.id]
             if canary is not None:
-                canaries.add(call.id)
                 continue
             times = call.first_watched - ahead, at - ahead
             message = call.kind.value, *receivers
-            event = CallFinished(account, call.reference_id, *ending, {}, *times, *message)
+            event = FinishedCall(account, call.reference_id, *ending, {}, *times, *message)
             events.append((labels, call.id, event))
             account_ids[account] = account_id
             delay = at - call.first_watched
@@ -640,9 +640,8 @@ class Store:
             notify_of_totals(connection, self.exporter, account_ids)
         notify_holders(connection, self.exporter, [row for row, *_ in finished], FORGET)
         notify = self.outbox.add(connection, events)
-        by_account = Counter(event.account for *_, event in events)
         ignored = frozenset(ids) - held.keys()
-        return Committed(dict(added), ignored, by_account, notify, frozenset(canaries), newest)
+        return Committed(dict(added), ignored, [event for *_, event in events], notify, newest)
 
     @_transaction
     def record_callback(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from exporter.calls import Finished, PollAgain, Result, Status, WatchedCall
+from exporter.calls import Finished, PollAgain, WatchedCall
 from exporter.ids import Kind, ReferenceId
 from exporter.ledger.totals import CountedCall, TotalKey
 
@@ -83,15 +83,23 @@ class CallRecord(NamedTuple):
 
 
 class FinishedCall(NamedTuple):
-    """A finished call for the status page and the poll intervals; times are Unix times."""
+    """A finished call: the event that notifications carry, and a recent result.
+
+    Times are Unix times of the machine's clock. The column `notifications.call` stores it as JSON.
+    """
 
     account: str
     reference_id: str
-    result: Result
-    status: Status
+    result: str
+    status: str
+    duration: float | None
+    key: str | None
+    labels: Labels  # only of notifications
     first_watched: float
     finished_at: float
-    kind: Kind = Kind.CALL
+    kind: str = Kind.CALL.value
+    delivered: int | None = None  # receivers of a message that got it
+    failed: int | None = None  # the others
 
 
 class ExportedCall(NamedTuple):
@@ -140,15 +148,9 @@ class Committed(NamedTuple):
 
     added: Mapping[TotalKey, float]  # increments of the totals
     ignored: frozenset[int]  # observed calls that were not open any more; they are not counted
-    by_account: Counter[str]  # the number of finished calls
+    finished: list[FinishedCall]  # without calls of canaries, which are not counted
     notify: frozenset[str] = frozenset()  # targets with new notifications
-    canaries: frozenset[int] = frozenset()  # finished calls of canaries; they are not counted
     newest: Mapping[TotalKey, CountedCall] = MappingProxyType({})  # of the totals with exemplars
-
-    @property
-    def finished(self) -> int:
-        """The number of finished calls, canaries included."""
-        return self.by_account.total() + len(self.canaries)
 
 
 class Snapshot(NamedTuple):

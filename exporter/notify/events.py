@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic_core import to_json
 
 from exporter.ids import reference_key
-from exporter.ledger.outbox import CallFinished
+from exporter.ledger.types import FinishedCall
 
 TYPE: Final = "esms-exporter.call.finished"
 """The `type` of events; it names the exporter, which defines them, and not eSMS."""
@@ -31,7 +31,7 @@ class CloudEvent(NamedTuple):
     body: bytes
 
 
-def cloud_event(call: CallFinished) -> CloudEvent:
+def cloud_event(call: FinishedCall) -> CloudEvent:
     name = f"{TYPE}\n{call.account}\n{reference_key(call.reference_id)}"
     number, at = str(uuid5(NAMESPACE_URL, name)), _milliseconds(call.finished_at)
     event = {
@@ -62,7 +62,7 @@ def signature_headers(key: bytes, event: CloudEvent, now: float) -> dict[str, st
     }
 
 
-def home_assistant_event(call: CallFinished) -> bytes:
+def home_assistant_event(call: FinishedCall) -> bytes:
     """Return the message of a finished call for an event entity of Home Assistant."""
     event: dict[str, Any] = {  # Any: JSON
         "event_type": call.result,

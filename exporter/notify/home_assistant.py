@@ -9,7 +9,8 @@ from typing import Final
 from exporter.config.targets import HomeAssistantConfig
 from exporter.errors import BrokerAwayError, BrokerError
 from exporter.home_assistant.integration import Publisher
-from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
+from exporter.ledger.outbox import DeliveryAction, Route
+from exporter.ledger.types import FinishedCall
 from exporter.notify.events import home_assistant_event
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 
@@ -47,7 +48,7 @@ class HomeAssistantEvents:
         """Whether the broker is connected."""
         return self._publisher.ready
 
-    async def deliver(self, call: CallFinished) -> Delivery:
+    async def deliver(self, call: FinishedCall) -> Delivery:
         try:
             left = max(1, round(call.finished_at + GIVE_UP_AFTER - time.time()))
             await self._publisher.publish_event(call.account, home_assistant_event(call), left)

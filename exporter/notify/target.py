@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
-from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
+from exporter.ledger.outbox import DeliveryAction, Route
+from exporter.ledger.types import FinishedCall
 from exporter.secrets import mask_phone_numbers
 
 MAX_ANSWER: Final = 200
@@ -56,7 +57,7 @@ class Target(Protocol):
     def ready(self) -> bool:
         """Whether events can be delivered now; otherwise the target is paused."""
 
-    async def deliver(self, call: CallFinished) -> Delivery:
+    async def deliver(self, call: FinishedCall) -> Delivery:
         """Make one attempt to deliver an event; never raises for errors of the target."""
 
     async def close(self) -> None:

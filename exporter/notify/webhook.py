@@ -17,7 +17,8 @@ from exporter.config.targets import NotifyConfig
 from exporter.errors import RequestError, SourceError
 from exporter.esms.answers import read_refusal
 from exporter.http import HttpClient, basic_auth
-from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
+from exporter.ledger.outbox import DeliveryAction, Route
+from exporter.ledger.types import FinishedCall
 from exporter.notify.events import CONTENT_TYPE, cloud_event, signature_headers
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.secrets import decode_signing_key
@@ -80,7 +81,7 @@ class WebhookClient:
             socket_factory=ssrf_safe_socket,
         )
 
-    async def deliver(self, call: CallFinished) -> Delivery:
+    async def deliver(self, call: FinishedCall) -> Delivery:
         """Make one attempt to send an event; never raises for errors of the webhook or network."""
         event = cloud_event(call)
         signed = signature_headers(self._key, event, time.time())

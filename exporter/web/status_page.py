@@ -205,9 +205,9 @@ class Language:
         """Return the text for a value, such as a state; newer versions may have others."""
         return self.messages.get(f"{kind}_{value}", value)
 
-    def ending(self, result: str, status: str | None, kind: Kind) -> str:
+    def ending(self, result: str, status: str | None, kind: str) -> str:
         text = self.name("result", result)
-        if status and not (kind is Kind.MESSAGE and status == CallStatus.NONE):
+        if status and not (kind == Kind.MESSAGE and status == CallStatus.NONE):
             text += f": {self.name('status', status)}"
         return text
 

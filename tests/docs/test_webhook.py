@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from exporter.ledger.outbox import CallFinished
+from exporter.ledger.types import FinishedCall
 from exporter.notify.events import CloudEvent, cloud_event, signature_headers
 from exporter.secrets import Secret, decode_signing_key
 from tests.docs import pages
@@ -30,7 +30,7 @@ def test_the_event_is_the_one_that_is_shown() -> None:
         name: datetime.fromisoformat(shown["data"][name]).timestamp()
         for name in ("first_watched", "finished_at")
     }
-    assert json.loads(cloud_event(CallFinished(**{**shown["data"], **times})).body) == shown
+    assert json.loads(cloud_event(FinishedCall(**{**shown["data"], **times})).body) == shown
 
 
 def test_the_receiver_takes_what_is_signed_and_nothing_else() -> None:

@@ -354,7 +354,7 @@ def test_the_success_ratio(minutes: tuple[Minute, ...], ratio: float | None) -> 
 
 def test_the_last_failure() -> None:
     failures = tuple(
-        FinishedCall("main", name, Result.FAILURE, Status.BUSY, 0.0, at)
+        FinishedCall("main", name, Result.FAILURE, Status.BUSY, None, None, {}, 0.0, at)
         for name, at in (("new", 1_700_000_000.9), ("old", 1.0))
     )
     found = published_state(PLAIN._replace(recent=Recent(failures=failures)))
@@ -368,6 +368,8 @@ def test_the_last_failure() -> None:
 
 
 def test_messages_are_no_calls() -> None:
-    today = Counter({(Result.SUCCESS, Status.BUSY): 2, (Result.SUCCESS, None): 5})
+    today = Counter[tuple[str, str | None]](
+        {(Result.SUCCESS, Status.BUSY): 2, (Result.SUCCESS, None): 5}
+    )
     found = published_state(PLAIN._replace(recent=Recent(today)))
     assert (found["success_today"], found["watched"]) == (2, 3)

@@ -58,8 +58,8 @@ def test_a_life(store: Store, machine: Machine) -> None:
     for _ in range(2):
         store.commit([observed(call, PollAgain(CallState.NOT_FOUND), 18)])
     ended = Observation("main", call.call, ANSWERED, NOW + 20, from_callback=True)
-    assert store.commit([ended]).finished == 1
-    assert store.commit([ended]).finished == 0
+    assert len(store.commit([ended]).finished) == 1
+    assert store.commit([ended]).finished == []
     told = "HTTP status 410: \ud800\0call\n+84 901 888 484" + "x" * 300
     events = [
         CallEvent(call.call.id, NOW + 21, EventKind.FAILED, "crm", told),

@@ -42,7 +42,7 @@ class Bench:
 
     def _committed(self, group: Iterable[Observation], committed: Committed) -> None:
         self.groups.append(list(group))
-        self.counted += committed.finished
+        self.counted += len(committed.finished)
 
     @property
     def states(self) -> list[tuple[str, str]]:

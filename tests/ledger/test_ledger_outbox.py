@@ -26,18 +26,11 @@ from exporter.ledger.notifications import (
     prune_given_up,
     retry_notifications,
 )
-from exporter.ledger.outbox import (
-    LONGEST_WAIT,
-    CallFinished,
-    Claim,
-    DeliveryResult,
-    Notification,
-    Route,
-)
+from exporter.ledger.outbox import LONGEST_WAIT, Claim, DeliveryResult, Notification, Route
 from exporter.ledger.outbox import DeliveryAction as Action
 from exporter.ledger.schema import calls, notifications
 from exporter.ledger.store import Store, StoreSettings
-from exporter.ledger.types import BATCH_SIZE, NewCall, Observation, StoredCall
+from exporter.ledger.types import BATCH_SIZE, FinishedCall, NewCall, Observation, StoredCall
 from tests.ledger.machine import Machine
 from tests.waiting import DEADLINE
 
@@ -116,7 +109,7 @@ def test_a_finish_and_what_is_told_of_it_are_one(store: Store, outbox: Box) -> N
     found = claim(outbox)
     assert named(found) == ["a", "B"]
     labels = {"campaign": "otp"}
-    assert found[0].call == CallFinished(
+    assert found[0].call == FinishedCall(
         "main", "a", "success", "busy", None, None, labels, 1.0, 5.0
     )
 
@@ -125,7 +118,7 @@ def test_neither_is_written_where_the_other_cannot_be(
     database: Database, store: Store, outbox: Box
 ) -> None:
     class Broken(Route):
-        def matches(self, call: CallFinished) -> bool:
+        def matches(self, call: FinishedCall) -> bool:
             raise LedgerError("it breaks after the finish")
 
     stored = push(store, "a")
@@ -166,7 +159,7 @@ def test_a_call_has_to_match_everything_that_a_route_names(
     matches: bool,  # noqa: FBT001 - a column of a table
 ) -> None:
     of_call = {"campaign": "otp", "team": "a"}
-    call = CallFinished("main", "a", "success", "busy", None, None, of_call, 1.0, 5.0)
+    call = FinishedCall("main", "a", "success", "busy", None, None, of_call, 1.0, 5.0)
     assert Route("t", 1.0, accounts, results, statuses, labels).matches(call) is matches
 
 

@@ -364,9 +364,9 @@ def test_what_finished_lately(store: Store) -> None:
     finish(store, first, after=20)
     store.delete(deleted.call.id, NOW + 25)
     calls = [
-        FinishedCall("main", "old", Result.SUCCESS, Status.BUSY, NOW, NOW + 10),
-        FinishedCall("main", "First", Result.SUCCESS, Status.BUSY, NOW, NOW + 20),
-        FinishedCall("b", "last", Result.FAILURE, Status.FAILED, NOW, NOW + 30),
+        FinishedCall("main", "old", "success", "busy", None, None, {}, NOW, NOW + 10),
+        FinishedCall("main", "First", "success", "busy", None, None, {}, NOW, NOW + 20),
+        FinishedCall("b", "last", "failure", "failed", None, None, {}, NOW, NOW + 30),
     ]
     assert store.database.run(recent_calls, NOW + 15) == (calls[1:], NOW + 15)
     assert store.database.run(recent_calls, NOW, ["main"]) == (calls[:2], NOW)

@@ -15,18 +15,11 @@ from exporter.ledger import canary_runs
 from exporter.ledger.clock import LedgerClock
 from exporter.ledger.engine import open_database
 from exporter.ledger.notifications import newest_given_up
-from exporter.ledger.outbox import (
-    CallFinished,
-    Claim,
-    DeliveryAction,
-    DeliveryResult,
-    Outbox,
-    Route,
-)
+from exporter.ledger.outbox import Claim, DeliveryAction, DeliveryResult, Outbox, Route
 from exporter.ledger.schema import alembic_version, compatibility
 from exporter.ledger.store import Store
 from exporter.ledger.totals import TotalKind
-from exporter.ledger.types import Observation
+from exporter.ledger.types import FinishedCall, Observation
 from exporter.notify.events import cloud_event
 from tests.ledger.test_ledger_database import refused, run
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, push
@@ -149,12 +142,12 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     for canary in (first, second):
         watched = WatchedCall(canary.call_id or 0, ReferenceId(canary.reference_id or ""), 5.0)
         committed = store.commit([Observation(canary.account, watched, BUSY, NOW)])
-        assert committed.canaries == {canary.call_id}
+        assert (committed.finished, committed.ignored) == ([], frozenset())
     # Notifications held the event as it is sent, and some no account.
     claims = [Claim(retry, 99, 99) for retry in (False, True)]
     found = database.run(Outbox(LedgerClock()).claim, "t", [], claims, 9, 60.0).claimed
     times = {"first_watched": 1_700_000_000.25, "finished_at": 1_700_000_060.357}
-    event = CallFinished(**{**DATA, **times})  # type: ignore[arg-type]
+    event = FinishedCall(**{**DATA, **times})  # type: ignore[arg-type]
     expected = [(1, False, event), (4, True, event)]
     assert [(one.attempts, one.retry, one.call) for one in found] == expected
     assert json.loads(cloud_event(found[0].call).body)["data"] == {**DATA, **OF_CALL}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from exporter.ledger.outbox import CallFinished
+from exporter.ledger.types import FinishedCall
 from exporter.notify.events import (
     CloudEvent,
     cloud_event,
@@ -13,7 +13,7 @@ from exporter.secrets import Secret, decode_signing_key
 
 AT = 1_700_000_060.5
 LABELS = {"campaign": "cấp cứu"}
-CALL = CallFinished(
+CALL = FinishedCall(
     "main", "505139D7-54f8", "success", "answered", 13.0, "1", LABELS, 1_700_000_000.25, AT
 )
 
@@ -46,7 +46,7 @@ def test_the_event_of_home_assistant() -> None:
 
 def test_the_id_follows_from_the_account_and_the_reference_id_alone() -> None:
     first = cloud_event(CALL).id
-    again = CallFinished("main", "505139d754F8", "unknown", "expired", None, None, {}, 5.0, 6.0)
+    again = FinishedCall("main", "505139d754F8", "unknown", "expired", None, None, {}, 5.0, 6.0)
     assert cloud_event(again).id == first
     assert cloud_event(CALL._replace(account="other")).id != first
     assert cloud_event(CALL._replace(reference_id="505139d7-54F9")).id != first

@@ -19,8 +19,9 @@ from aiohttp import web
 
 from exporter.config.targets import NotifyConfig
 from exporter.errors import RequestError
-from exporter.ledger.outbox import CallFinished, Route
 from exporter.ledger.outbox import DeliveryAction as Action
+from exporter.ledger.outbox import Route
+from exporter.ledger.types import FinishedCall
 from exporter.notify.target import Delivery
 from exporter.notify.target import DeliveryOutcome as Is
 from exporter.notify.webhook import WebhookClient, interpret, webhook
@@ -29,7 +30,7 @@ from exporter.ssrf import ForbiddenAddressError
 from tests.notify.receiver import SECRET, Receiver
 from tests.waiting import DEADLINE, deadline
 
-CALL = CallFinished("main", "a", "success", "answered", 13.0, "1", {}, 5.0, 60.0)
+CALL = FinishedCall("main", "a", "success", "answered", 13.0, "1", {}, 5.0, 60.0)
 
 
 def target(url: str, timeout: float = 60.0) -> NotifyConfig:

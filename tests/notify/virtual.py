@@ -18,9 +18,9 @@ from exporter.ids import reference_id
 from exporter.ledger.clock import LedgerClock, Moment
 from exporter.ledger.engine import open_database
 from exporter.ledger.ledger import Ledger
-from exporter.ledger.outbox import CallFinished, DeliveryAction, Route
+from exporter.ledger.outbox import DeliveryAction, Route
 from exporter.ledger.store import Store
-from exporter.ledger.types import NewCall, Observation
+from exporter.ledger.types import FinishedCall, NewCall, Observation
 from exporter.notify.dispatcher import TargetStatus, TargetWorker
 from exporter.notify.target import Delivery, DeliveryOutcome, TargetSettings
 from exporter.notify.webhook import interpret
@@ -106,7 +106,7 @@ class World:
             raise LedgerError("locked")
         return self.database.run(statements, *args)
 
-    async def deliver(self, call: CallFinished) -> Delivery:
+    async def deliver(self, call: FinishedCall) -> Delivery:
         name = call.reference_id
         self.sent.append((self.now, name))
         answer = self.answer(name, self.now)

@@ -14,7 +14,7 @@ from tests.waiting import until
 ENDED = {"SendStatus": "5", "SentResult": "1", "CallStatus": "ANSWERED", "CallDuration": "7"}
 
 
-def today(exporter: Exporter) -> dict[tuple[Result, Status | None], int]:
+def today(exporter: Exporter) -> dict[tuple[str, str | None], int]:
     return dict(exporter.service.calls.recent_results.recent("main", time.time()).today)
 
 

@@ -70,7 +70,9 @@ def histories() -> RecentResults:
             if bad:
                 result, status = Result.FAILURE, Status.FAILED
             waited = chance.uniform(20, 240)
-            made.add(FinishedCall(account, reference_id(chance), result, status, at - waited, at))
+            name = reference_id(chance)
+            call = FinishedCall(account, name, result, status, None, None, {}, at - waited, at)
+            made.add(call)
     return made
 
 

@@ -17,9 +17,8 @@ from pydantic_core import to_json
 from exporter.calls import CallState
 from exporter.config import ApiConfig, NotifyConfig
 from exporter.ids import Kind, ReferenceId
-from exporter.ledger.outbox import CallFinished
 from exporter.ledger.schema import given_up_notifications
-from exporter.ledger.types import NewCall
+from exporter.ledger.types import FinishedCall, NewCall
 from exporter.secrets import Secret
 from exporter.simulator import Plan
 from exporter.web.api import MAX_LISTINGS, parse_calls
@@ -208,7 +207,7 @@ async def test_notifications_by_hand(bench: Bench) -> None:
         target = NotifyConfig(name="crm", url=Secret(receiver.url), secret=Secret(SECRET))
         bench.config = bench.config.model_copy(update={"notify": (target,)})
         await bench.app.reload()
-        call = CallFinished("", "", "success", "busy", None, None, {}, 1.0, 5.0)
+        call = FinishedCall("", "", "success", "busy", None, None, {}, 1.0, 5.0)
         rows = [
             {
                 "id": row,

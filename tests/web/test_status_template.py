@@ -169,7 +169,8 @@ def test_messages_beside_calls(template: StatusTemplate) -> None:
         (Result.FAILURE, Status.REJECTED, Kind.MESSAGE),
     ]
     for number, (result, status, kind) in enumerate(ends):
-        results.add(FinishedCall("main", f"id-{number}", result, status, NOW - 9, NOW, kind))
+        call = FinishedCall("main", f"id-{number}", result, status, None, None, {}, NOW - 9, NOW)
+        results.add(call._replace(kind=kind))
     recent = results.recent("main", NOW)
     view = replace(
         with_account(),
@@ -297,7 +298,7 @@ def test_nothing_is_taken_for_html_or_a_template(template: StatusTemplate, langu
                 Recent(),
             )
         ],
-        [FinishedCall(HOSTILE, HOSTILE, Result.FAILURE, Status.OTHER, NOW, NOW)],
+        [FinishedCall(HOSTILE, HOSTILE, "failure", "other", None, None, {}, NOW, NOW)],
         [
             SourceView(HOSTILE, NOW, 0, failing=True, problems=[HOSTILE]),
             SourceView(f"sql:{HOSTILE}", NOW, 0, failing=True, problems=[HOSTILE]),
