@@ -77,7 +77,7 @@ def _target(url: str) -> TargetSettings:
 
 async def _sent(url: str, count: int) -> tuple[float, float]:
     """Send a backlog; returns CPU seconds per 1,000, and how many a second."""
-    held = Ledger(lambda *_: None)
+    held = Ledger()
     with tempfile.TemporaryDirectory() as folder:
         await held.open(f"sqlite:///{folder}/ledger.db")
         held.store.outbox.set_routes([_target(url).route])

@@ -25,6 +25,7 @@ from exporter.leases import LeaseHolder
 from exporter.ledger.calls import prune_finished
 from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import LabelLimits, prune_labels
+from exporter.ledger.ledger import Ledger
 from exporter.ledger.store import StoreSettings
 from exporter.ledger.types import BATCH_SIZE
 from exporter.logs import LAST_ERROR, STANDARD_ERROR
@@ -91,11 +92,11 @@ class App:
         self.config_status = ConfigStatus()
         self.accounts: dict[str, Account] = {}
         self.callbacks: dict[str, dict[CallbackOutcome, int]] = {}  # numbers by account
-        self.calls = CallTracker(self.accounts, clocks, self.metrics.commit_duration.observe)
-        self.ledger = self.calls.ledger
+        self.ledger = Ledger(clocks, self.metrics.commit_duration.observe)
+        self.calls = CallTracker(self.ledger, self.accounts)
         self.sources = Sources(self.calls)
         self.notify = Dispatcher(self.ledger, self.supervisor.start)
-        self.calls.subscribe(lambda committed: self.notify.wake(committed.notify))
+        self.ledger.subscribe(lambda _, committed: self.notify.wake(committed.notify))
         self.canaries = canaries(self.ledger, self.accounts, self.metrics, self.supervisor.start)
         exposed = (
             *(self.accounts, self._configured, self.calls, self.canaries),

@@ -37,7 +37,6 @@ from exporter.ledger.calls import (
     read_cursor,
     recent_calls,
 )
-from exporter.ledger.clock import Clocks
 from exporter.ledger.labels import NO_LIMITS
 from exporter.ledger.leases import (
     FORGET,
@@ -82,18 +81,11 @@ class CallTracker:
 
     Args:
         accounts: polled accounts: live mapping, shared by reference.
-        clocks: see `Ledger`.
-        observe_commit: see `Ledger`.
     """
 
-    def __init__(
-        self,
-        accounts: Mapping[str, Account],
-        clocks: Clocks | None = None,
-        observe_commit: Callable[[float], None] = lambda _seconds: None,
-    ) -> None:
-        self._accounts = accounts
-        self.ledger = Ledger(self._committed, clocks, observe_commit)
+    def __init__(self, ledger: Ledger, accounts: Mapping[str, Account]) -> None:
+        self._ledger, self._accounts = ledger, accounts
+        ledger.subscribe(self._apply_committed)
         self.totals = CallTotals()
         self.recent_results = RecentResults()
         # Recent calls by account and kind, for `learn_recent_durations`.
@@ -102,15 +94,10 @@ class CallTracker:
         self._unfrozen = 0
         self._handled_notices: list[int] = []  # notices of other exporters
         self._stale, self._totals_at = False, -math.inf
-        self._subscribers: list[Callable[[Committed], None]] = []
-
-    def subscribe(self, subscriber: Callable[[Committed], None]) -> None:
-        """Call a function with each group of committed changes."""
-        self._subscribers.append(subscriber)
 
     async def configure(self, settings: StoreSettings) -> None:
         """Change the settings of the ledger's calls."""
-        self.ledger.store.configure(settings)
+        self._ledger.store.configure(settings)
         self.totals.use_exemplars(enabled=settings.exemplars)
         if settings.limits != self._limits:
             await self.reload_totals(settings.limits.names)
@@ -123,16 +110,16 @@ class CallTracker:
 
     async def load_totals(self, accounts: Collection[str]) -> None:
         """Load the totals and recent results of accounts before they are polled."""
-        since, ahead = self.recent_results.needed_since(time.time()), self.ledger.clock.ahead
-        past = await self.ledger.execute(recent_calls, since + ahead, accounts)
-        finished = [self.ledger.to_machine_time(call) for call in past.calls]
+        since, ahead = self.recent_results.needed_since(time.time()), self._ledger.clock.ahead
+        past = await self._ledger.execute(recent_calls, since + ahead, accounts)
+        finished = [self._ledger.to_machine_time(call) for call in past.calls]
         # Calls that finish before `snapshot` are added to the results, and included in its totals.
         self.recent_results.load(accounts, finished, past.since - ahead)
         for name in accounts:
             self._past[name] = defaultdict(lambda: deque(maxlen=WINDOW))
         for call in finished:
             self._past[call.account][call.kind].append(call)
-        snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
+        snapshot = await self._ledger.call(self._ledger.store.snapshot, accounts)
         self.totals.show(accounts, snapshot)
 
     async def reload_totals(self, names: tuple[str, ...] | None = None) -> None:
@@ -142,7 +129,7 @@ class CallTracker:
             names: new names of the shown labels; None to keep them.
         """
         accounts = set(self.totals.accounts)
-        snapshot = await self.ledger.call(self.ledger.store.snapshot, accounts)
+        snapshot = await self._ledger.call(self._ledger.store.snapshot, accounts)
         accounts &= self.totals.accounts
         if names is not None:
             self.totals.configure(names)
@@ -178,7 +165,7 @@ class CallTracker:
         rest = iter(calls)
         while batch := list(islice(rest, BATCH_SIZE)):
             # The ledger's thread cannot be interrupted: calls that it commits must be polled.
-            inserted = await asyncio.shield(self._insert(self.ledger.store.watch, source, batch))
+            inserted = await asyncio.shield(self._insert(self._ledger.store.watch, source, batch))
             rows |= inserted.rows
             refused += inserted.refused
             added += len(inserted.added)
@@ -186,10 +173,10 @@ class CallTracker:
 
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         """Add the calls of requests; see `Store.push`."""
-        return (await self._insert(self.ledger.store.push, requests)).counts
+        return (await self._insert(self._ledger.store.push, requests)).counts
 
     async def _insert(self, insert: Callable[..., InsertResult], *args: object) -> InsertResult:
-        inserted = await self.ledger.call(insert, *args, self.ledger.clock.now())
+        inserted = await self._ledger.call(insert, *args, self._ledger.clock.now())
         self.totals.learn(inserted.label_sets)
         self.totals.change_series(inserted.series)
         self.poll(inserted.added)
@@ -197,28 +184,28 @@ class CallTracker:
 
     async def delete(self, row: int) -> bool:
         """Stop watching a call without counting it; return whether it was open."""
-        now = self.ledger.clock.now()
-        deleted = await self.ledger.call(self.ledger.store.delete, row, now)
+        now = self._ledger.clock.now()
+        deleted = await self._ledger.call(self._ledger.store.delete, row, now)
         # In any case: this may be a retry of a deletion whose answer was lost.
         self._forget(row)
         return deleted
 
     async def find(self, account: str, name: ReferenceId) -> CallRecord | None:
         """Return a call; None if the ledger does not hold it."""
-        return await self.ledger.execute(find_call, account, name)
+        return await self._ledger.execute(find_call, account, name)
 
     async def record_callback(
         self, row: int, outcome: CallbackOutcome, price: float | None
     ) -> None:
         """Write a callback that did not finish its call; see `Store.record_callback`."""
-        store = self.ledger.store
+        store = self._ledger.store
         if price is not None or store.settings.history:
-            added = await self.ledger.call(store.record_callback, row, outcome, price)
+            added = await self._ledger.call(store.record_callback, row, outcome, price)
             self.totals.add(added.items())
 
     async def mark_pushed(self, row: int) -> bool:
         """Keep a call even if no source names it; return whether it exists."""
-        return await self.ledger.call(self.ledger.store.mark_pushed, row)
+        return await self._ledger.call(self._ledger.store.mark_pushed, row)
 
     async def apply_callback(
         self, call: CallRecord, answer: Answer, price: float | None = None
@@ -233,12 +220,12 @@ class CallTracker:
         """
         account, name = self._accounts.get(call.account), ReferenceId(call.reference_id)
         watched = account.poller.calls.get(call.id) if account else None
-        if watched is None and (account or self.ledger.store.exporter):
+        if watched is None and (account or self._ledger.store.exporter):
             # Another exporter may poll it, or it may belong to a canary.
             watched = WATCHED[call.kind](call.id, name, call.first_watched)
         if watched is None:
             return await self._not_accepted(call.account, name)
-        now = self.ledger.clock.now()
+        now = self._ledger.clock.now()
         # Only the exporter that polls the account knows when to give up.
         decided = verdict(
             watched, answer, now, account.poller.give_up if account else GiveUpPolicy()
@@ -247,9 +234,8 @@ class CallTracker:
             return CallbackOutcome.HINT
         if decided.price is None:
             decided = replace(decided, price=price)
-        observed = [Observation(call.account, watched, decided, now, from_callback=True)]
-        committed = await self.ledger.call(self.ledger.store.commit, observed)
-        self._committed(observed, committed)
+        observed = Observation(call.account, watched, decided, now, from_callback=True)
+        committed = await self._ledger.commit([observed])
         if call.id in committed.ignored:
             return await self._not_accepted(call.account, name)
         if account:
@@ -266,18 +252,18 @@ class CallTracker:
         known = self._accounts.get(account)
         if known and row in known.poller.calls:
             known.poller.poll_now(row)
-        elif exporter := self.ledger.store.exporter:
-            await self.ledger.execute(notify_holders, exporter, [row], POLL_NOW)
+        elif exporter := self._ledger.store.exporter:
+            await self._ledger.execute(notify_holders, exporter, [row], POLL_NOW)
 
     async def poll_open_calls(self, account: str) -> None:
         """Poll all open calls of an account in the ledger."""
         last = 0
         # Look up the store for each page: the ledger may be closed meanwhile.
-        while page := await self.ledger.call(self.ledger.store.unfinished, account, last):
+        while page := await self._ledger.call(self._ledger.store.unfinished, account, last):
             last = page[-1].call.id
             # Some may be unknown: calls added by a commit whose answer was lost.
             if new := {call.labels for call in page}.difference(self.totals.label_sets):
-                self.totals.learn(await self.ledger.execute(label_sets_of, new))
+                self.totals.learn(await self._ledger.execute(label_sets_of, new))
             for start in range(0, len(page), BATCH_SIZE):
                 self.poll(page[start : start + BATCH_SIZE])
                 await asyncio.sleep(0)  # let other tasks run
@@ -285,7 +271,7 @@ class CallTracker:
     async def resync(self) -> None:
         """Read all open calls and totals again, after a commit whose answer was lost."""
         names = list(self._accounts)
-        await self.ledger.execute(wait_for_added_calls, names)
+        await self._ledger.execute(wait_for_added_calls, names)
         for name in names:
             await self.poll_open_calls(name)
         await self.reload_totals()
@@ -295,15 +281,15 @@ class CallTracker:
 
         Claimed calls are polled within `within` seconds. Return whether there may be more to claim.
         """
-        me, held = self.ledger.store.exporter or "", dict(self.ledger.store.epochs)
+        me, held = self._ledger.store.exporter or "", dict(self._ledger.store.epochs)
         handled = self._handled_notices  # deleted before others are read
-        found = await self.ledger.execute(claim_and_read_notices, me, held, handled)
+        found = await self._ledger.execute(claim_and_read_notices, me, held, handled)
         if labels := {call.labels for call in found.claimed}:
-            self.totals.learn(await self.ledger.execute(label_sets_of, labels))
+            self.totals.learn(await self._ledger.execute(label_sets_of, labels))
         self.poll(found.claimed, within)
         notices = found.notices
         closed = {notice.call for notice in notices if notice.call and notice.notice == FORGET}
-        finished = await self.ledger.execute(finished_calls, closed) if closed else {}
+        finished = await self._ledger.execute(finished_calls, closed) if closed else {}
         for notice in notices:
             account = self._accounts.get(notice.account)
             if account is not None and notice.call is not None:
@@ -312,7 +298,7 @@ class CallTracker:
                 else:
                     account.poller.remove(notice.call)
                     if call := finished.get(notice.call):
-                        self.recent_results.add(self.ledger.to_machine_time(call))
+                        self.recent_results.add(self._ledger.to_machine_time(call))
         self._handled_notices = [notice.id for notice in notices]
         self._stale |= any(notice.notice == TOTALS for notice in notices)
         if self._stale and time.monotonic() >= self._totals_at:
@@ -324,20 +310,20 @@ class CallTracker:
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Remove the calls of a source except these rows; see `Store.keep_only`."""
-        for call_id in await self.ledger.call(self.ledger.store.keep_only, source, rows):
+        for call_id in await self._ledger.call(self._ledger.store.keep_only, source, rows):
             self._forget(call_id)
 
     async def sources(self) -> list[str]:
         """Return every source that names a call."""
-        return await self.ledger.execute(list_sources)
+        return await self._ledger.execute(list_sources)
 
     async def cursor(self, source: str, query: str) -> float | None:
         """Return the time up to which a query of a source has read; see `read_cursor`."""
-        return await self.ledger.execute(read_cursor, source, query)
+        return await self._ledger.execute(read_cursor, source, query)
 
     async def move_cursor(self, source: str, query: str, read_until: float) -> None:
         """Store the time up to which a query of a source has read."""
-        await self.ledger.execute(move_cursor, source, query, read_until)
+        await self._ledger.execute(move_cursor, source, query, read_until)
 
     def _forget(self, call_id: int) -> None:
         for account in self._accounts.values():
@@ -362,14 +348,12 @@ class CallTracker:
                 gc.collect()
             gc.freeze()
 
-    def _committed(self, observations: Iterable[Observation], committed: Committed) -> None:
+    def _apply_committed(self, observations: Iterable[Observation], committed: Committed) -> None:
         """Apply a committed group of observations to totals, pollers and recent results."""
         self.totals.add(committed.added.items())
         self.totals.keep_newest(committed.newest)
         for finished in committed.finished:
             self.recent_results.add(finished)
-        for subscriber in self._subscribers:
-            subscriber(committed)
         # Checked once: a suppressed log call costs as much as the rest of this loop.
         debug = _log.is_enabled_for(logging.DEBUG)
         for name, call, found, at, _ in observations:

@@ -119,8 +119,7 @@ async def test_what_an_account_left_behind_counts_still(bench: Bench) -> None:
     await until(lambda: bench.counted(status="busy") == 1)
     await until(lambda: bench.service.calls.count == 0)
     # A second finish of the same call counts nothing.
-    again = [Observation("main", call, BUSY, call.first_watched + 2)]
-    bench.service.calls._committed(again, await ledger.call(ledger.store.commit, again))
+    await ledger.commit([Observation("main", call, BUSY, call.first_watched + 2)])
     assert bench.counted(status="busy") == 1
 
 

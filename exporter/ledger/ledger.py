@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -32,6 +32,7 @@ from exporter.threads import SerialThread
 P = ParamSpec("P")
 R = TypeVar("R")
 Call = TypeVar("Call", CallRecord, FinishedCall)
+Subscriber: TypeAlias = Callable[[Collection[Observation], Committed], None]
 
 # Seconds to collect observations before a commit. A commit waits for the disk, so committing many
 # observations costs little more than committing one.
@@ -51,7 +52,6 @@ class Ledger:
     Observations that cannot be committed are kept and retried in the background.
 
     Args:
-        committed: called in the event loop with each group of observations once it is durable.
         clocks: reads the machine's clocks.
         observe_commit: called with the duration of each commit of observations, in seconds.
         retry: seconds until a failed commit is retried.
@@ -64,7 +64,6 @@ class Ledger:
 
     def __init__(
         self,
-        committed: Callable[[Iterable[Observation], Committed], None],
         clocks: Clocks | None = None,
         observe_commit: Callable[[float], None] = lambda _seconds: None,
         retry: ExponentialBackoff = _RETRY,
@@ -75,7 +74,7 @@ class Ledger:
         self._reader = SerialThread("ledger reader")
         self._waiting = deque[float]()  # start times of the pending `call`s
         self._store: Store | None = None
-        self._committed = committed
+        self._subscribers: list[Subscriber] = []
         self._observe_commit = observe_commit
         self._retry, self._health_check = retry, health_check
         self.errors = 0
@@ -157,6 +156,20 @@ class Ledger:
             call = call._replace(finished_at=call.finished_at - ahead)
         return call
 
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call a function with observations and the changes by them, once they are durable."""
+        self._subscribers.append(subscriber)
+
+    async def commit(self, observations: Sequence[Observation]) -> Committed:
+        """Commit observations at once; see `Store.commit`."""
+        committed = await self.call(self.store.commit, observations)
+        self._publish(observations, committed)
+        return committed
+
+    def _publish(self, observations: Collection[Observation], committed: Committed) -> None:
+        for subscriber in self._subscribers:
+            subscriber(observations, committed)
+
     def record(
         self, account: str, call: WatchedCall, verdict: Finished | PollAgain, at: float
     ) -> None:
@@ -235,7 +248,7 @@ class Ledger:
                 del self._pending[call_id]
         if group:
             self._observe_commit(time.perf_counter() - started)
-            self._committed(group.values(), committed)
+            self._publish(group.values(), committed)
         return True
 
 

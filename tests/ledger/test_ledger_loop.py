@@ -38,7 +38,8 @@ class Bench:
         self.groups: list[list[Observation]] = []
         self.counted = 0.0
         soon = ExponentialBackoff(0.05, 30.0)
-        self.ledger = Ledger(self._committed, clocks, self.commits.append, soon, health_check)
+        self.ledger = Ledger(clocks, self.commits.append, soon, health_check)
+        self.ledger.subscribe(self._committed)
 
     def _committed(self, group: Iterable[Observation], committed: Committed) -> None:
         self.groups.append(list(group))
