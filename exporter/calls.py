@@ -160,7 +160,7 @@ class WatchedCall:
         polls: number of answers in this process.
         last_polled: when the last answer arrived (Unix time, full seconds); 0 before the first.
         tick: the due tick in the timing wheel; -1 if the call is not in the wheel.
-        label_set: the row of the labels in the ledger.
+        label_set: the row of the label set in the ledger whose totals it is added to.
     """
 
     id: int

@@ -55,7 +55,6 @@ from exporter.ledger.types import (
     Count,
     FinishedCall,
     InsertResult,
-    InsertSummary,
     NewCall,
     Observation,
     StoredCall,
@@ -111,10 +110,10 @@ class CallTracker:
     async def load_totals(self, accounts: Collection[str]) -> None:
         """Load the totals and recent results of accounts before they are polled."""
         since, ahead = self.recent_results.needed_since(time.time()), self._ledger.clock.ahead
-        past = await self._ledger.execute(recent_calls, since + ahead, accounts)
-        finished = [self._ledger.to_machine_time(call) for call in past.calls]
+        past, since = await self._ledger.execute(recent_calls, since + ahead, accounts)
+        finished = [self._ledger.to_machine_time(call) for call in past]
         # Calls that finish before `snapshot` are added to the results, and included in its totals.
-        self.recent_results.load(accounts, finished, past.since - ahead)
+        self.recent_results.load(accounts, finished, since - ahead)
         for name in accounts:
             self._past[name] = defaultdict(lambda: deque(maxlen=WINDOW))
         for call in finished:
@@ -153,23 +152,25 @@ class CallTracker:
 
     # For sources.
 
-    async def add(self, source: str | None, calls: Iterable[NewCall]) -> InsertSummary:
+    async def add(
+        self, source: str | None, calls: Iterable[NewCall]
+    ) -> tuple[set[int], Counter[str]]:
         """Add any number of calls in batches, and poll the new ones; see `Store.watch`.
 
-        On cancellation, the batch that the ledger is adding is still polled.
+        Return the rows of all accepted calls, and the number of refused ones by account. On
+        cancellation, the batch that the ledger is adding is still polled.
 
         Raises:
             LedgerError: the ledger failed; the batches before are watched.
         """
-        added, rows, refused = 0, set[int](), Counter[str]()
+        rows, refused = set[int](), Counter[str]()
         rest = iter(calls)
         while batch := list(islice(rest, BATCH_SIZE)):
             # The ledger's thread cannot be interrupted: calls that it commits must be polled.
             inserted = await asyncio.shield(self._insert(self._ledger.store.watch, source, batch))
             rows |= inserted.rows
             refused += inserted.refused
-            added += len(inserted.added)
-        return InsertSummary(added, rows, refused)
+        return rows, refused
 
     async def push(self, requests: Sequence[Sequence[NewCall]]) -> Sequence[Count | str]:
         """Add the calls of requests; see `Store.push`."""
@@ -262,7 +263,7 @@ class CallTracker:
         while page := await self._ledger.call(self._ledger.store.unfinished, account, last):
             last = page[-1].call.id
             # Some may be unknown: calls added by a commit whose answer was lost.
-            if new := {call.labels for call in page}.difference(self.totals.label_sets):
+            if new := {call.label_set for _, call in page}.difference(self.totals.label_sets):
                 self.totals.learn(await self._ledger.execute(label_sets_of, new))
             for start in range(0, len(page), BATCH_SIZE):
                 self.poll(page[start : start + BATCH_SIZE])
@@ -283,11 +284,10 @@ class CallTracker:
         """
         me, held = self._ledger.store.exporter or "", dict(self._ledger.store.epochs)
         handled = self._handled_notices  # deleted before others are read
-        found = await self._ledger.execute(claim_and_read_notices, me, held, handled)
-        if labels := {call.labels for call in found.claimed}:
+        claimed, notices = await self._ledger.execute(claim_and_read_notices, me, held, handled)
+        if labels := {call.label_set for _, call in claimed}:
             self.totals.learn(await self._ledger.execute(label_sets_of, labels))
-        self.poll(found.claimed, within)
-        notices = found.notices
+        self.poll(claimed, within)
         closed = {notice.call for notice in notices if notice.call and notice.notice == FORGET}
         finished = await self._ledger.execute(finished_calls, closed) if closed else {}
         for notice in notices:
@@ -306,7 +306,7 @@ class CallTracker:
             await self.reload_totals()
             self._stale = False
             self._totals_at = time.monotonic() + _TOTALS_SHARE * (time.monotonic() - began)
-        return len(found.claimed) == BATCH_SIZE
+        return len(claimed) == BATCH_SIZE
 
     async def keep_only(self, source: str, rows: set[int]) -> None:
         """Remove the calls of a source except these rows; see `Store.keep_only`."""
@@ -332,10 +332,9 @@ class CallTracker:
     def poll(self, added: Iterable[StoredCall], within: float = math.inf) -> None:
         """Poll calls of the ledger; calls that are not new are polled within `within` seconds."""
         by_account = defaultdict[str, list[WatchedCall]](list)
-        for account, labels, call in added:
+        for account, call in added:
             if account in self._accounts:
-                self.totals.start(account, labels, call.kind)
-                call.label_set = labels
+                self.totals.start(account, call.label_set, call.kind)
                 by_account[account].append(call)
         for account, calls in by_account.items():
             self._accounts[account].poller.add(calls, within)

@@ -271,7 +271,7 @@ async def test_the_pace_goes_on_where_it_was(
 async def test_the_collector_does_not_look_at_calls_that_stay(bench: Bench) -> None:
     gc.unfreeze()
     calls = [
-        StoredCall("main", 1, WatchedCall(n, reference_id(f"c{n}"), time.time()))
+        StoredCall("main", WatchedCall(n, reference_id(f"c{n}"), time.time()))
         for n in range(50_000)
     ]
     try:

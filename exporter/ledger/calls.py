@@ -239,13 +239,6 @@ MAX_RECENT: Final = 50_000
 """Maximum of finished calls to read, which takes some tenths of a second."""
 
 
-class RecentCalls(NamedTuple):
-    """Finished calls, oldest first; complete since the Unix time `since`."""
-
-    calls: list[FinishedCall]
-    since: float
-
-
 _COUNTED: Final = (
     calls.c.result.is_not(None),
     calls.c.result != DELETED,
@@ -271,15 +264,19 @@ def recent_calls(
     since: float,
     names: Collection[str] | None = None,
     limit: int = MAX_RECENT,
-) -> RecentCalls:
-    """Return the newest `limit` calls of accounts that have finished since a Unix time."""
+) -> tuple[list[FinishedCall], float]:
+    """Return the newest `limit` calls of accounts that have finished since a Unix time.
+
+    The oldest come first. Return also the time since when they are complete. All times are of the
+    ledger's clock.
+    """
     query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(limit)
     if names is not None:
         # `+ 0` prevents the use of the index by account, which would read all open calls.
         wanted = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
         query = query.where((calls.c.account_id + 0).in_(wanted))
     found = [*_finished(connection, query).values()][::-1]
-    return RecentCalls(found, found[0].finished_at if len(found) == limit else since)
+    return found, found[0].finished_at if len(found) == limit else since
 
 
 def finished_calls(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:

@@ -169,13 +169,6 @@ class Notice(NamedTuple):
     notice: str
 
 
-class PeerChanges(NamedTuple):
-    """New calls and notices for the holder of leases."""
-
-    claimed: list[StoredCall]  # open calls to poll from now on
-    notices: list[Notice]  # returned again until they are acknowledged
-
-
 def add_leases(connection: Connection, names: Collection[str]) -> None:
     """Add a free lease for each account that has none."""
     for statement in (_ADD_ACCOUNTS, _ADD_LEASES):
@@ -237,19 +230,22 @@ def release_leases(connection: Connection, exporter: str) -> None:
 
 def claim_and_read_notices(
     connection: Connection, exporter: str, held: Mapping[str, int], acknowledged: Sequence[int]
-) -> PeerChanges:
+) -> tuple[list[StoredCall], list[Notice]]:
     """Claim up to `BATCH_SIZE` open calls of accounts, and read the notices about them.
 
     `held` are the epochs of the leases by account. Accounts whose lease the exporter does not hold
     are ignored, and those whose lease it has taken again: it does not poll them yet, so their calls
     would be claimed without being polled. `acknowledged` are ids of handled notices, which are
-    deleted.
+    deleted; others are returned again.
     """
     parameters = {"exporter": exporter, "held": to_json_rows(held.items())}
     connection.execute(_BY_INDEX)
     claimed = [
         StoredCall(
-            account, labels, WATCHED[kind](row, ReferenceId(name), watched, CallState(state), since)
+            account,
+            WATCHED[kind](
+                row, ReferenceId(name), watched, CallState(state), since, label_set=labels
+            ),
         )
         for account, labels, row, name, watched, state, since, kind in connection.execute(
             _CLAIM, {**parameters, "limit": BATCH_SIZE}
@@ -258,7 +254,7 @@ def claim_and_read_notices(
     if acknowledged:
         connection.execute(_ACKNOWLEDGE, {"rows": to_json_rows(acknowledged)})
     found = connection.execute(_READ_NOTICES, {**parameters, "limit": _NOTICES})
-    return PeerChanges(claimed, [Notice(*row) for row in found])
+    return claimed, [Notice(*row) for row in found]
 
 
 def wait_for_added_calls(connection: Connection, names: Collection[str]) -> None:

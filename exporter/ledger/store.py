@@ -351,13 +351,13 @@ class Store:
         return [
             StoredCall(
                 account,
-                labels,
                 WATCHED[kind](
                     row,
                     text,
                     times.setdefault(watched, watched),
                     _STATES[state],
                     self._seconds.setdefault(since, times.setdefault(since, since)),
+                    label_set=labels,
                 ),
             )
             for row, text, watched, state, since, kind, labels in sorted(rows)
@@ -400,7 +400,7 @@ class Store:
         return self._added(self.database.run(self.insert, requests, now, whole=True))
 
     def _added(self, result: InsertResult) -> InsertResult:
-        for account, _, call in result.added:
+        for account, call in result.added:
             self._open[account] += 1
             self._newest[account] = max(call.id, self._newest.get(account, 0))
         return result
@@ -488,9 +488,12 @@ class Store:
         mine = [
             StoredCall(
                 call.account,
-                counted.sets[names[key]][1],
                 WATCHED[self._kind(call)](
-                    found[key][0], call.reference_id, now, CallState.NEW, now
+                    found[key][0],
+                    call.reference_id,
+                    now,
+                    state_since=now,
+                    label_set=counted.sets[names[key]][1],
                 ),
             )
             for key, call in missing.items()

@@ -34,7 +34,6 @@ class StoredCall(NamedTuple):
     """An open call in the ledger."""
 
     account: str
-    labels: int  # the row of the label set whose totals it is added to
     call: WatchedCall
 
 
@@ -123,14 +122,6 @@ class ExportedCall(NamedTuple):
     failed: int | None  # the others
     first_watched: float
     finished_at: float
-
-
-class InsertSummary(NamedTuple):
-    """The sum of several `InsertResult`s."""
-
-    added: int
-    rows: set[int]
-    refused: Counter[str]
 
 
 class Observation(NamedTuple):

@@ -35,8 +35,7 @@ class ConfigurationSource(Source):
 
     async def configure(self, watch: WatchConfig, _context: SourceContext) -> None:
         calls = map(new_call, watch.calls)
-        added = await self._tracker.add(self.name, calls)
-        self._rows, self.refused = added.rows, added.refused
+        self._rows, self.refused = await self._tracker.add(self.name, calls)
 
     async def remove_missing(self) -> None:
         """Remove the calls that are not in `watch.calls` any more."""

@@ -258,9 +258,9 @@ class FilesSource(Source):
                     raise
             if not (batch := reading.batches.pop()):
                 return reading
-            added = await self._tracker.add(PREFIX + path, batch)
-            reading.rows |= added.rows
-            reading.refused += added.refused
+            rows, refused = await self._tracker.add(PREFIX + path, batch)
+            reading.rows |= rows
+            reading.refused += refused
 
     async def _remove_missing(self) -> None:
         """Remove the calls of removed files, and update the status."""

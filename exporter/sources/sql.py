@@ -384,7 +384,8 @@ class SqlSource(Source):
             try:
                 while (batch := await thread.submit(lambda: next(batches, None))) is not None:
                     calls = map(new_call, batch)
-                    refused += (await self._tracker.add(None, calls)).refused
+                    _, more = await self._tracker.add(None, calls)
+                    refused += more
             finally:
                 # Close in the same thread, without waiting, because this task may be cancelled.
                 thread.submit(batches.close)

@@ -92,7 +92,7 @@ def fill(url: str, clock: LedgerClock | None = None) -> None:
                 ended.account, ReferenceId(ended.name), {"campaign": ended.campaign}, ended.kind
             )
             at = ended.at + ahead
-            ((account, _, call),) = store.push([[new]], at - 30).added
+            ((account, call),) = store.push([[new]], at - 30).added
             store.commit([Observation(account, call, ended.found, at)])
             return call.id
 

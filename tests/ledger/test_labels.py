@@ -146,7 +146,7 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
     limited(store, 2)
     early = push(store, *calls("a1 b1", "a1 b2", "a2 b1"))
     count(store, "a3 b1")
-    held = {call.labels for call in store.unfinished("main")}
+    held = {call.label_set for _, call in store.unfinished("main")}
     finish(store, *early, verdict=ANSWERED)
     pay(store, early[0].call.id, 350.0)
     assert counted(store) == {"aother b1": 1, "aother b2": 1, "a2 b1": 1, "a3 b1": 1}

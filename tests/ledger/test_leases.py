@@ -16,13 +16,13 @@ from exporter.ledger.leases import (
     POLL_NOW,
     TOTALS,
     Leases,
+    Notice,
     Peer,
-    PeerChanges,
     notify_holders,
 )
 from exporter.ledger.store import Store, StoreSettings
 from exporter.ledger.totals import TotalKind
-from exporter.ledger.types import BATCH_SIZE
+from exporter.ledger.types import BATCH_SIZE, StoredCall
 from tests.ledger.racing import together
 from tests.ledger.test_ledger_store import BUSY, NOW, finish, ids, new, observed, pay, push, rows
 
@@ -55,16 +55,16 @@ class Exporter:
     def leave(self) -> None:
         self.run(leases.release_leases)
 
-    def look(self) -> PeerChanges:
-        look = self.run(leases.claim_and_read_notices, self.store.epochs, self.heard)
-        self.heard = [notice.id for notice in look.notices]
-        return look
+    def look(self) -> tuple[list[StoredCall], list[Notice]]:
+        claimed, notices = self.run(leases.claim_and_read_notices, self.store.epochs, self.heard)
+        self.heard = [notice.id for notice in notices]
+        return claimed, notices
 
     def notices(self) -> list[tuple[str, int | None, str]]:
-        return [notice[1:] for notice in self.look().notices]
+        return [notice[1:] for notice in self.look()[1]]
 
     def claimed(self) -> list[str]:
-        return ids(self.look().claimed)
+        return ids(self.look()[0])
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_calls_are_not_claimed_for_a_lease_that_was_taken_again(
     before = a.take()
     a.store.watch("file", [new("a")], NOW)
     a.take("main")
-    assert a.run(leases.claim_and_read_notices, before, []).claimed == []
+    assert a.run(leases.claim_and_read_notices, before, [])[0] == []
     assert a.claimed() == ["a"]
 
 
@@ -172,12 +172,12 @@ def test_the_holder_is_told_what_others_do_until_it_says_so(
         ("main", named.call.id, FORGET),
     ]
     again = a.run(leases.claim_and_read_notices, a.store.epochs, [])  # nothing was acknowledged
-    assert again.notices[0][1:] == told[0]
+    assert again[1][0][1:] == told[0]
     assert a.notices() == told
     assert a.notices() == []
     b.store.commit([observed(calls["done"], BUSY)])
     look = a.look()
-    assert [notice[1:] for notice in look.notices] == [
+    assert [notice[1:] for notice in look[1]] == [
         ("main", None, TOTALS),
         ("main", row["done"], FORGET),
     ]

@@ -66,7 +66,7 @@ def test_a_call_that_several_take_in_is_one(stores: list[Store], source: str | N
         assert [one.rows for one in taken] == [{call.id for call in added}] * EXPORTERS
         # The labels of those that are added come with them.
         for one in taken:
-            assert {stored.labels for stored in one.added} <= one.label_sets.keys()
+            assert {stored.call.label_set for stored in one.added} <= one.label_sets.keys()
     assert known(stores[0]) == [call.reference_id for call in names(0, ROUNDS * 10)]
     assert len(stores[0].unfinished("main")) == ROUNDS * 10
 

@@ -82,11 +82,11 @@ def rows(store: Store, query: str) -> list[tuple[object, ...]]:
 def test_a_new_call_is_stored_as_it_came(store: Store) -> None:
     (stored,) = push(store, new("Ab-1", OTP))
     assert stored.account == "main"
-    assert store.snapshot().label_sets == {stored.labels: OTP}
+    assert store.snapshot().label_sets == {stored.call.label_set: OTP}
     call = stored.call
     assert (call.reference_id, call.first_watched, call.state) == ("Ab-1", NOW, CallState.NEW)
     (again,) = store.unfinished("main")
-    assert again[:2] == stored[:2]
+    assert (again.account, again.call.label_set) == ("main", call.label_set)
     assert isinstance(again.call, WatchedCall)
     for name in ("id", "reference_id", "first_watched", "state", "state_since"):
         assert getattr(again.call, name) == getattr(call, name)
@@ -119,7 +119,7 @@ def test_what_is_as_long_as_may_be(store: Store) -> None:
     reference_id = "R" * MAX_REFERENCE_ID_LENGTH
     (stored,) = store.watch(source, [new(reference_id, labels, "m" * 64)], NOW).added
     assert store.database.run(list_sources) == [source]
-    assert store.snapshot().label_sets == {stored.labels: labels}
+    assert store.snapshot().label_sets == {stored.call.label_set: labels}
     store.commit([observed(stored, PollAgain(max(CallState, key=len)))])
     finish(store, stored, verdict=Finished(max(Result, key=len), max(Status, key=len)))
     assert store.database.run(find_call, "m" * 64, reference_id) is not None
@@ -149,14 +149,14 @@ def test_commits_return_the_newest_call_of_each_total(store: Store) -> None:
         ]
     )
     assert {(key.labels, key.total, key.cell): call for key, call in committed.newest.items()} == {
-        (first.labels, "calls", "success/answered"): ("b", 1.0, NOW + 4.0),
-        (first.labels, "duration", "15.0"): ("b", 13.0, NOW + 4.0),
-        (first.labels, "delay", "5.0"): ("b", 4.0, NOW + 4.0),
-        (other.labels, "calls", "success/busy"): ("c", 1.0, NOW - 1.0),
-        (other.labels, "delay", "1.0"): ("c", 0.0, NOW - 1.0),
-        (other.labels, "messages", "success"): ("message", 2.0, NOW + 9.0),
-        (other.labels, "messages", "failure"): ("message", 1.0, NOW + 9.0),
-        (other.labels, "message_delay", "10.0"): ("message", 9.0, NOW + 9.0),
+        (first.call.label_set, "calls", "success/answered"): ("b", 1.0, NOW + 4.0),
+        (first.call.label_set, "duration", "15.0"): ("b", 13.0, NOW + 4.0),
+        (first.call.label_set, "delay", "5.0"): ("b", 4.0, NOW + 4.0),
+        (other.call.label_set, "calls", "success/busy"): ("c", 1.0, NOW - 1.0),
+        (other.call.label_set, "delay", "1.0"): ("c", 0.0, NOW - 1.0),
+        (other.call.label_set, "messages", "success"): ("message", 2.0, NOW + 9.0),
+        (other.call.label_set, "messages", "failure"): ("message", 1.0, NOW + 9.0),
+        (other.call.label_set, "message_delay", "10.0"): ("message", 9.0, NOW + 9.0),
     }
     store.configure(StoreSettings())
     (last,) = push(store, new("d"))
@@ -182,9 +182,9 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:
         assert not again.added
         assert again.ignored == {stored.call.id}
     snapshot = store.snapshot()
-    assert snapshot.label_sets == {stored.labels: OTP}
+    assert snapshot.label_sets == {stored.call.label_set: OTP}
     assert {(c.total.value, c.cell): value for c, value in snapshot.totals.items()} == totals
-    assert {(c.account, c.labels) for c in snapshot.totals} == {("main", stored.labels)}
+    assert {(c.account, c.labels) for c in snapshot.totals} == {("main", stored.call.label_set)}
     assert store.unfinished("main") == []
     assert store.watch(None, [new("A")], NOW + 9) == InsertResult(
         [], {}, [Count(0, 1)], Counter(), {stored.call.id}
