@@ -137,7 +137,7 @@ class App:
         metrics.lease.read_from(
             lambda: {name: name in self.accounts for name in self._configured()}
         )
-        metrics.replicas.read_from(lambda: self._leases.alive if self._leases else 1)
+        metrics.replicas.read_from(lambda: 1 + len(self.peers or ()))
         metrics.last_heartbeat.read_from(lambda: self._leases.last_heartbeat if self._leases else 0)
         metrics.evictions.read_from(lambda: self._leases.evictions if self._leases else 0)
         metrics.log_lines_dropped.read_from(lambda: STANDARD_ERROR.dropped)
@@ -292,8 +292,7 @@ class App:
             if late:
                 _log.error("ledger flush timed out", problem=self.ledger.problem)
         left = max(0.1, min(_TARGET_STOP_TIMEOUT, deadline - time.monotonic()))
-        others = self._leases is not None and self._leases.alive > 1
-        await self._home_assistant.stop(left, others=others)
+        await self._home_assistant.stop(left, others=bool(self.peers))
 
     @property
     def standby(self) -> Mapping[str, str]:
@@ -423,7 +422,7 @@ class App:
                 self._client,
             )
             if self._leases:
-                account.poller.hold(self._leases.held_until)
+                account.poller.allow_until(self._leases.held_until)
                 self.ledger.store.set_epoch(name, epochs[name])
             else:
                 self._to_load.add(name)

@@ -122,8 +122,7 @@ class LeaseHolder:
         evictions: how often leases were lost or could not be renewed in time.
         last_heartbeat: Unix time of the last renewal; 0 before the first.
         name: the host and the process of this exporter.
-        alive: the number of exporters that share the ledger, at the last read.
-        peers: the names of the others.
+        peers: the names of the other live exporters, at the last read.
         standby: accounts not held here, with the name of the exporter that polls them, or "".
         is_leader: whether this exporter publishes what one of them has to publish.
     """
@@ -159,7 +158,7 @@ class LeaseHolder:
         self._recount_at = self._loop.time() + _RECOUNT_INTERVAL
         self._errors = 0  # `Ledger.errors` at the last resync
         self.held_until = -math.inf
-        self.evictions, self.last_heartbeat, self.alive = 0, 0.0, 1
+        self.evictions, self.last_heartbeat = 0, 0.0
         self.peers: list[str] = []
         self.standby: dict[str, str] = {}
         self.is_leader = False
@@ -256,7 +255,6 @@ class LeaseHolder:
             self.last_heartbeat, self._renewed_at = time.time(), asked
             self._announced = wanted, heartbeat
             self._hold_until(asked + _TRUSTED * heartbeat)
-        self.alive = len(known.exporters)
         self.is_leader = self._id == min(known.exporters, default="")
         self.peers = sorted(peer.name for id_, peer in known.exporters.items() if id_ != self._id)
         self.standby = {
@@ -276,7 +274,7 @@ class LeaseHolder:
     def _hold_until(self, until: float) -> None:
         self.held_until = until
         for account in self._accounts.values():
-            account.poller.hold(until)
+            account.poller.allow_until(until)
         if self._expiry:
             self._expiry.cancel()
         self._expiry = self._loop.call_at(until, self._expire)

@@ -236,9 +236,9 @@ class Poller:
             self.retry()
         self.wake()
 
-    def hold(self, until: float) -> None:
+    def allow_until(self, until: float) -> None:
         """Send no requests from a loop time on: another exporter may then poll the account."""
-        self._limiter.hold(until)
+        self._limiter.allow_until(until)
         self.wake()
 
     def retry(self) -> None:

@@ -30,7 +30,7 @@ class RateLimiter:
 
     def __init__(self, rate: float) -> None:
         self.share, self._share_since = 1.0, 0.0
-        self._lease_until = math.inf
+        self._allowed_until = math.inf
         self._next = self._held_until = -math.inf
         self._polls_next = False  # the last slot was not for a poll
         self.set_rate(rate)
@@ -40,13 +40,13 @@ class RateLimiter:
         self._rate = rate
         self._interval = (1 + _SLACK) / (rate * self.share)
 
-    def hold(self, until: float) -> None:
+    def allow_until(self, until: float) -> None:
         """Refuse requests from `until` on, when the account's lease may have expired."""
-        self._lease_until = until
+        self._allowed_until = until
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next request; 0 or less if it may be sent now."""
-        return self._next - _SLACK - now if now < self._lease_until else math.inf
+        return self._next - _SLACK - now if now < self._allowed_until else math.inf
 
     def wait_to_poll(self, now: float) -> float:
         """Return the seconds until the next poll, after a slot that is held for other requests."""

@@ -192,7 +192,7 @@ async def test_a_result_that_waits_for_the_ledger_is_not_late(tmp_path: Path, cl
 
 
 async def test_a_paused_account_places_nothing(there: Scene) -> None:
-    there.service.accounts["main"].poller.hold(0.0)
+    there.service.accounts["main"].poller.allow_until(0.0)
     there.clock.set(NOON + 1)
     await until(lambda: bool(there.rows("SELECT 1 FROM canary_runs")))
     await there.at(NOON + 61, missed=1)
@@ -297,13 +297,13 @@ async def test_a_call_that_waits_is_placed_with_the_keys_and_the_number_of_then(
     there: Scene,
 ) -> None:
     poller = there.service.accounts["main"].poller
-    poller.hold(0.0)
+    poller.allow_until(0.0)
     there.clock.set(NOON + 1)
     await until(lambda: bool(there.rows("SELECT 1 FROM canary_runs")))
     there.provider.put_account(replace(ACCOUNT, api_key="key-new"))
     await there.change("key-main", "key-new")
     await there.change(PHONE, "0987654321")
-    poller.hold(math.inf)
+    poller.allow_until(math.inf)
     await until(lambda: there.total("success") == 1)
     assert there.placed.codes == ["100"]
     assert [request["Phone"] for request in there.placed.requests] == ["0987654321"]
