@@ -123,7 +123,7 @@ class Account:
             self.stats.authorized,
             dict(self.stats.open[Kind.CALL]),
             *backlog[:2],
-            poller.paused,
+            poller.breaker.reason,
             self.stats.paused_until if paused_by else None,
             paused_by.code if paused_by else None,
             paused_by.message if paused_by else "",
@@ -174,7 +174,6 @@ class Account:
         await self.poller.stop(timeout)
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._client.close()
 
     def _connect(

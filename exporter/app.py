@@ -367,14 +367,12 @@ class App:
         await self.calls.configure(settings)
 
     def _targets(self, config: Config) -> list[TargetSettings]:
-        """Return the targets of notifications."""
         targets = [webhook(target, config.tls) for target in config.notify]
         if config.home_assistant and (publisher := self._home_assistant.publisher):
             targets.append(home_assistant(config.home_assistant, publisher))
         return targets
 
     async def _change_accounts(self, old: Config | None, config: Config) -> None:
-        """Start, change and stop accounts."""
         wanted = {account.name: account for account in config.accounts}
         if old:
             self._stop_accounts({account.name for account in old.accounts} - wanted.keys())

@@ -51,7 +51,6 @@ class LabelSetTotals:
             self.counts[total][_labels(cell)] += amount
 
     def merge(self, other: LabelSetTotals) -> None:
-        """Add another set of totals."""
         for total, more in other.counts.items():
             for labels, amount in more.items():
                 self.counts[total][labels] += amount
@@ -136,12 +135,11 @@ class CallTotals:
         self.add(snapshot.totals.items())
         self._forget_unused()
 
-    def hide(self, accounts: Collection[str]) -> None:
-        """Remove the totals of accounts."""
-        for account in list(accounts):
-            self._sets.pop(account, None)
-            for delays in self.delays.values():
-                delays.pop(account, None)
+    def hide(self, account: str) -> None:
+        """Remove the totals of an account."""
+        self._sets.pop(account, None)
+        for delays in self.delays.values():
+            delays.pop(account, None)
         self._forget_unused()
 
     def _forget_unused(self) -> None:
@@ -155,7 +153,6 @@ class CallTotals:
             self._newest = {labels: it for labels, it in self._newest.items() if labels in shown}
 
     def learn(self, label_sets: Mapping[int, Labels]) -> None:
-        """Add label sets by row."""
         self._labels.update(label_sets)
 
     def start(self, account: str, row: int, kind: Kind = Kind.CALL) -> None:

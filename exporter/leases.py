@@ -72,7 +72,7 @@ def plan(
     count = Counter(
         lease.holder
         for name, lease in known.leases.items()
-        if lease.holder and not lease.expired and (lease.holder != me or name in held)
+        if lease.holder and lease.overdue <= 0 and (lease.holder != me or name in held)
     )
     take: list[str] = []
     give_up = [
@@ -89,7 +89,7 @@ def plan(
         if (lease := known.leases.get(name)) is None:
             continue
         mine = lease.holder == me
-        if lease.holder is not None and not mine and not (lease.expired and take_expired):
+        if lease.holder is not None and not mine and not (lease.overdue > 0 and take_expired):
             continue
         best = fewest(name, wanted) or me
         if best == me or (not mine and lease.overdue > patience):
@@ -314,7 +314,7 @@ class LeaseHolder:
             if now >= until:
                 del self._avoided[name]
         for name, account in self._accounts.items():
-            if account.poller.paused in _UNREACHABLE:
+            if account.poller.breaker.reason in _UNREACHABLE:
                 if name not in self._avoided:
                     self._failures[name] += 1
                     self._avoided[name] = now + _AVOID.wait(self._failures[name])

@@ -95,7 +95,6 @@ class CallTracker:
         self._stale, self._totals_at = False, -math.inf
 
     async def configure(self, settings: StoreSettings) -> None:
-        """Change the settings of the ledger's calls."""
         self._ledger.store.configure(settings)
         self.totals.use_exemplars(enabled=settings.exemplars)
         if settings.limits != self._limits:
@@ -136,7 +135,7 @@ class CallTracker:
 
     def drop_totals(self, account: str) -> None:
         """Remove the totals and recent results of an account that is no longer polled here."""
-        self.totals.hide([account])
+        self.totals.hide(account)
         self.recent_results.forget(account)
         self._past.pop(account, None)
 
@@ -314,7 +313,6 @@ class CallTracker:
             self._forget(call_id)
 
     async def sources(self) -> list[str]:
-        """Return every source that names a call."""
         return await self._ledger.execute(list_sources)
 
     async def cursor(self, source: str, query: str) -> float | None:

@@ -140,7 +140,7 @@ def test_accounts_come_and_go() -> None:
     ledger = Snapshot({0: {"x": "1", "y": "5"}}, totals, {("a", 0)})
     shown.totals.show({"a"}, ledger)  # not twice
     assert shown.values() == {("a", "1"): 1, ("b", "2"): 1}
-    shown.totals.hide({"b"})
+    shown.totals.hide("b")
     assert shown.values() == {("a", "1"): 1}
     assert shown.totals.accounts == {"a"}
     assert set(shown.totals.label_sets) == {0}
@@ -158,7 +158,7 @@ def test_open_messages_keep_their_series_when_the_totals_are_read_again() -> Non
         for name in ("esms_messages_total", "esms_message_result_delay_seconds_count"):
             assert {one.value for one in samples(shown.metrics, name)} == {0}
         shown.totals.show({"a"}, Snapshot({}, {}, set()))
-    shown.totals.hide({"a"})
+    shown.totals.hide("a")
     shown.totals.show({"a"}, Snapshot({}, {}, set()))
     assert samples(shown.metrics, "esms_messages_total") == []
     assert shown.totals.messages("a") is None

@@ -24,7 +24,10 @@ def known(
     expired: Collection[str] = (),
 ) -> Leases:
     return Leases(
-        {name: Lease(holder, 1, name in expired, overdue) for name, holder in leases.items()},
+        {
+            name: Lease(holder, 1, max(overdue, float(name in expired)))
+            for name, holder in leases.items()
+        },
         {name: Peer(f"host-{name}:1", frozenset(accounts)) for name, accounts in peers.items()},
     )
 

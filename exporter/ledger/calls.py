@@ -365,7 +365,6 @@ _MOVE_CURSOR: Final = _cursor.on_conflict_do_update(
 
 
 def list_sources(connection: Connection) -> list[str]:
-    """Return every source that names a call."""
     return list(connection.scalars(select(call_sources.c.source).distinct()))
 
 

@@ -78,7 +78,6 @@ class Database(ABC):
             return statements(connection, *args, **kwargs)
 
     def close(self) -> None:
-        """Close the database."""
         self.engine.dispose()
 
     @contextmanager

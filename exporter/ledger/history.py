@@ -101,7 +101,6 @@ def _clean(detail: str | None) -> str | None:
 
 
 def call_history(connection: Connection, row: int) -> CallHistory:
-    """Return the history of a call."""
     found = connection.execute(select(calls).where(calls.c.id == row)).first()
     if found is None:
         return CallHistory(None, [])

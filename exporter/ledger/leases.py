@@ -73,8 +73,8 @@ _RENEW_SELF: Final = _sql(
 _DELETE_DEAD: Final = _sql("DELETE FROM exporters WHERE expires_at < {clock} - 86400")
 _EXPORTERS: Final = _sql("SELECT id, name, accounts FROM exporters WHERE expires_at >= {clock}")
 _LEASES: Final = _sql(
-    "SELECT a.name, l.holder, l.epoch, l.holder IS NOT NULL AND l.expires_at < {clock}, "
-    "{clock} - l.expires_at FROM leases l JOIN accounts a ON a.id = l.account_id"
+    "SELECT a.name, l.holder, l.epoch, {clock} - l.expires_at "
+    "FROM leases l JOIN accounts a ON a.id = l.account_id"
 )
 # Lock rows in a fixed order to avoid deadlocks between exporters.
 _CHANGE: Final = """
@@ -142,7 +142,6 @@ class Lease(NamedTuple):
 
     holder: str | None  # the id of an exporter; None if the lease is free
     epoch: int  # how often it was taken
-    expired: bool  # the holder did not renew it in time
     overdue: float  # seconds since it expired or was given up; negative while it is valid
 
 
@@ -197,7 +196,6 @@ def renew_leases(
 
 
 def read_leases(connection: Connection) -> Leases:
-    """Return all leases and live exporters."""
     return Leases(
         {name: Lease(*lease) for name, *lease in connection.execute(_LEASES)},
         {

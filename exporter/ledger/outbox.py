@@ -197,7 +197,6 @@ class Route:
     labels: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def matches(self, call: FinishedCall) -> bool:
-        """Return whether the target is notified of a call."""
         return (
             (self.accounts is None or call.account in self.accounts)
             and (self.results is None or call.result in self.results)

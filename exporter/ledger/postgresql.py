@@ -113,7 +113,6 @@ class PostgresqlDatabase(Database):
 
     @contextmanager
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
-        """Run a read-only transaction; see `Database.read`."""
         milliseconds = max(1, int(timeout * 1000)) if timeout < math.inf else 0
         with self.begin() as connection:
             # One snapshot for all statements, as in SQLite: rows may move between tables meanwhile.
@@ -136,7 +135,6 @@ class PostgresqlDatabase(Database):
             clock.move(late)
 
     def translate(self, error: BaseException) -> LedgerError:
-        """Translate an exception of the driver to a message that says what to do."""
         name, state = type(error).__name__, getattr(error, "sqlstate", None)
         if not state:
             message = _QUOTED.sub("", str(error))

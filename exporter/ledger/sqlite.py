@@ -100,7 +100,6 @@ class SqliteFile(Database):
 
     @contextmanager
     def read(self, timeout: float = READ_TIMEOUT) -> Iterator[Connection]:
-        """Run a read-only transaction; see `Database.read`."""
         with self.translated(), self._reader.begin() as connection:
             # Without a timeout, no handler: SQLite would report a Ctrl-C in it as a timeout.
             if timeout < math.inf:
@@ -146,7 +145,6 @@ class SqliteFile(Database):
         return kind(f"ledger {self.path}: {problem}" if self._opening else f"ledger: {problem}")
 
     def translate(self, error: BaseException) -> LedgerError:
-        """Translate an exception of the driver to a message that says what to do."""
         code = getattr(error, "sqlite_errorcode", None)
         # The low byte is the primary result code.
         advice = _ADVICE.get(code & 0xFF) if isinstance(code, int) else None
@@ -317,15 +315,13 @@ class SqliteReader(SqliteFile):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         os.close(self.open_file(os.O_RDONLY | os.O_NONBLOCK))
+        self.engine = self._reader
 
     def keep_time(self, clock: LedgerClock, *, opened: bool = False) -> None:
         """Continue from the stored mark if `opened`; store nothing."""
         if opened:
             with self.read() as connection:
                 _resume(clock, connection)
-
-    def close(self) -> None:
-        """Do nothing: no connection stays open."""
 
 
 class UnlockedSqliteDatabase(SqliteFile):

@@ -206,9 +206,9 @@ _PUSH: Final = (
     .values(pushed=True, named_at=_NOW)
 )
 _COUNT: Final = select(func.count()).where(is_given(calls.c.id))
-_FORGET: Final = delete(calls).where(_locked(key_share=False))
+_DELETE: Final = delete(calls).where(_locked(key_share=False))
 
-_ACCOUNT: Final = select(accounts.c.name).join_from(calls, accounts)
+_ACCOUNT: Final = select(*accounts.c["name", "id"]).join_from(calls, accounts)
 # The retention of a finished call starts when it was last named.
 _NAMED_UNTIL: Final = (
     update(calls).where(_locked(calls.c.result.is_not(None))).values(named_at=_NOW)
@@ -231,7 +231,6 @@ _HELD: Final = (
     .subquery()
 )
 _OPEN_ROWS: Final = select_json(*_HELD.c)
-_ACCOUNT_OF: Final = select(accounts.c.id, accounts.c.name).join_from(calls, accounts)
 _SET_OF: Final = select(COUNTED_AS).select_from(calls).outerjoin(folded_labels, FOLDED)
 
 
@@ -310,7 +309,6 @@ class Store:
         self.recount()
 
     def configure(self, settings: StoreSettings) -> None:
-        """Change the settings."""
         self.settings = settings
         self.outbox.set_history(on=settings.history)
 
@@ -450,7 +448,7 @@ class Store:
             rows.update(known[key] for key, _ in request if key in known)
             counts.append(Count(len(new), len(request) - len(new)))
         if revived := [found[key][0] for key in missing if key in found]:
-            connection.execute(_FORGET, {"rows": to_json_rows(revived)})
+            connection.execute(_DELETE, {"rows": to_json_rows(revived)})
         added, inserted, counted = self._insert(connection, missing, now, pushed=source is None)
         if source is None and rows:
             self._push(connection, rows, now)
@@ -576,7 +574,7 @@ class Store:
             held = select(calls.c.id).where(*left).order_by(calls.c.id).with_for_update()
             connection.execute(held)
         unnamed = _ACCOUNT.add_columns(calls.c.id).where(*left, UNNAMED)
-        removed = {row: name for name, row in connection.execute(unnamed)}
+        removed = {row: name for name, _, row in connection.execute(unnamed)}
         notify_holders(connection, self.exporter, list(removed), FORGET)
         connection.execute(delete(calls).where(calls.c.id.in_(removed)))
         return removed
@@ -671,7 +669,7 @@ class Store:
             add_history(connection, events)
 
     def _set_price(self, connection: Connection, row: int, price: float) -> dict[TotalKey, float]:
-        account = connection.execute(_ACCOUNT_OF.where(calls.c.id == row)).first()
+        account = connection.execute(_ACCOUNT.where(calls.c.id == row)).first()
         if account is None:
             return {}
         keep_labels(connection, [account.name])

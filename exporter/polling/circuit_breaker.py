@@ -157,7 +157,6 @@ class CircuitBreaker:
         return max(self.paused_until - now, self._limiter.wait(now))
 
     def sent(self) -> None:
-        """Record that a request is sent now."""
         self._trial_under_way = self.half_open
 
     def reset(self, now: float) -> list[int]:
@@ -182,7 +181,6 @@ class CircuitBreaker:
             self._stats.pause_ends = now
 
     def forget(self, call_id: int) -> None:
-        """Remove a call."""
         if self.failures:
             self.failures.pop(call_id, None)
             self._throttled.discard(call_id)

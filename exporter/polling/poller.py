@@ -204,11 +204,6 @@ class Poller:
 
     # The account.
 
-    @property
-    def paused(self) -> Outcome | None:
-        """The outcome that paused the account; None if it is not paused."""
-        return self.breaker.reason
-
     def backlog(self) -> Backlog:
         """Return the number of calls that are due and not polled yet, and the lag."""
         return self._wheel.backlog(self._loop.time())

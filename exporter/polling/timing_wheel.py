@@ -223,7 +223,6 @@ class TimingWheel:
             calls.append(call)
 
     def discard(self, call: WatchedCall) -> None:
-        """Remove a call."""
         if self._is_ready(call):
             self.ready -= 1
             self._left_over += 1

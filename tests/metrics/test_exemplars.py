@@ -147,7 +147,7 @@ def test_a_series_has_the_newest_call_for_as_long_as_it_is_shown() -> None:
     assert exposed.ids() == shown
     assert exposed.ids("esms_call_result_delay_seconds_bucket") == delays
     # An account stops.
-    totals.hide({"b"})
+    totals.hide("b")
     totals.show({"b"}, NOTHING)
     assert exposed.ids() == {}
     assert exposed.ids("esms_call_result_delay_seconds_bucket") == {("main", "30.0"): "fourth"}

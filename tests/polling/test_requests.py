@@ -25,7 +25,7 @@ async def test_requests_keep_to_the_rate(scene: Scene) -> None:
 async def test_there_is_no_turn_in_a_pause(scene: Scene) -> None:
     for _ in range(2):
         assert await scene.request(REFUSED, 60) is REFUSED
-    assert scene.poller.paused is Outcome.AUTH
+    assert scene.poller.breaker.reason is Outcome.AUTH
     assert scene.stats.authorized is False
     assert await scene.request(GOOD, 0.2) is None
     scene.poller.retry()

@@ -117,7 +117,7 @@ async def test_refused_keys_cost_two_requests_and_then_one_for_each_pause(
     scene.watch(*names, state=known)
     await asyncio.sleep(20)
     assert scene.requests() == len(set(scene.asked)) == scene.stats.polls.codes["101"] == 2
-    assert scene.poller.paused is Outcome.AUTH
+    assert scene.poller.breaker.reason is Outcome.AUTH
     assert scene.observed == []
     assert scene.stats.pause_ends > now()
     await asyncio.sleep(4 * 3600 - 20)
@@ -179,7 +179,7 @@ async def test_one_sick_call_left_alone_does_not_pause_its_account_for_those_to_
     scene.replies["sick"] = AUTH
     scene.watch("sick")
     await asyncio.sleep(5 * 3600)
-    assert scene.poller.paused is Outcome.AUTH
+    assert scene.poller.breaker.reason is Outcome.AUTH
     scene.watch("healthy")
     assert await scene.until_finished("healthy") < 5 * 3600 + 20
 
@@ -219,7 +219,7 @@ async def test_another_request_that_keeps_failing_says_nothing_about_the_account
     for _ in range(100):
         await scene.request(AUTH, 0.0)
         await asyncio.sleep(5)
-        assert scene.poller.paused is None
+        assert scene.poller.breaker.reason is None
     assert await scene.until_finished(*scene.lives) < 600 + 300 * 1.1
 
 
@@ -239,7 +239,7 @@ async def test_what_is_logged_of_a_pause(scene: Scene) -> None:
         scene.for_all = AUTH._replace(message="Authorize Failed")
         await asyncio.sleep(300)
         scene.for_all = QUEUED
-        await scene.until(lambda: scene.poller.paused is None)
+        await scene.until(lambda: scene.poller.breaker.reason is None)
     assert scene.stats.pause_ends == 0
     assert [line["event"] for line in logs] == ["account paused", "account resumed"]
     assert (logs[0]["code"], logs[0]["message"]) == ("101", "Authorize Failed")
