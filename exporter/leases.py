@@ -333,7 +333,7 @@ class LeaseHolder:
         while await self._calls.sync_with_peers(within=self._heartbeat / 2):
             pass
         if self._loop.time() >= self._recount_at:
-            await self._ledger.call(self._ledger.store.recount)
+            await self._ledger.execute(self._ledger.store.recount)
             self._recount_at = self._loop.time() + _RECOUNT_INTERVAL
 
     async def _execute(self, statements: Callable[..., R], *args: object) -> R:

@@ -117,7 +117,7 @@ class CallTracker:
             self._past[name] = defaultdict(lambda: deque(maxlen=WINDOW))
         for call in finished:
             self._past[call.account][call.kind].append(call)
-        snapshot = await self._ledger.call(self._ledger.store.snapshot, accounts)
+        snapshot = await self._ledger.execute(self._ledger.store.snapshot, accounts)
         self.totals.show(accounts, snapshot)
 
     async def reload_totals(self, names: tuple[str, ...] | None = None) -> None:
@@ -127,7 +127,7 @@ class CallTracker:
             names: new names of the shown labels; None to keep them.
         """
         accounts = set(self.totals.accounts)
-        snapshot = await self._ledger.call(self._ledger.store.snapshot, accounts)
+        snapshot = await self._ledger.execute(self._ledger.store.snapshot, accounts)
         accounts &= self.totals.accounts
         if names is not None:
             self.totals.configure(names)
@@ -200,12 +200,12 @@ class CallTracker:
         """Write a callback that did not finish its call; see `Store.record_callback`."""
         store = self._ledger.store
         if price is not None or store.settings.history:
-            added = await self._ledger.call(store.record_callback, row, outcome, price)
+            added = await self._ledger.execute(store.record_callback, row, outcome, price)
             self.totals.add(added.items())
 
     async def mark_pushed(self, row: int) -> bool:
         """Keep a call even if no source names it; return whether it exists."""
-        return await self._ledger.call(self._ledger.store.mark_pushed, row)
+        return await self._ledger.execute(self._ledger.store.mark_pushed, row)
 
     async def apply_callback(
         self, call: CallRecord, answer: Answer, price: float | None = None

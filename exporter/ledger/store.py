@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Boolean,
@@ -97,9 +97,6 @@ from exporter.ledger.types import (
     Snapshot,
     StoredCall,
 )
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 PAGE_SIZE: Final = 5 * BATCH_SIZE
 """Page size for reading all open calls: each page costs a switch between the ledger's thread and
@@ -255,17 +252,6 @@ def naming_interval(retention: float) -> float:
     return min(_NAMING_INTERVAL, retention / 4)
 
 
-def _transaction(
-    statements: Callable[Concatenate[Store, Connection, P], R],
-) -> Callable[Concatenate[Store, P], R]:
-    """Run a method in a transaction; retry after conflicts with other exporters."""
-
-    def run(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return store.database.run(lambda connection: statements(store, connection, *args, **kwargs))
-
-    return run
-
-
 class StoreSettings(NamedTuple):
     """What the configuration says about the calls of a ledger.
 
@@ -289,8 +275,8 @@ class StoreSettings(NamedTuple):
 class Store:
     """An open database with the exporter's state: settings, open calls, and epochs of leases.
 
-    Methods without a connection are one transaction, or a few short ones. Operations that do not
-    need this state are functions of a connection, to run with `Database.run`.
+    Run methods of a connection with `Database.run`; the others are one transaction, or a few short
+    ones. Operations that do not need this state are functions of a connection.
 
     Attributes:
         epochs: of the held leases on the polled accounts.
@@ -306,7 +292,7 @@ class Store:
         self.exporter = uuid.uuid4().hex if database.shared else None
         self._seconds: dict[float, float] = {}
         self.settings = StoreSettings()
-        self.recount()
+        database.run(self.recount)
 
     def configure(self, settings: StoreSettings) -> None:
         self.settings = settings
@@ -321,7 +307,6 @@ class Store:
 
     # Reading calls and totals.
 
-    @_transaction
     def snapshot(self, connection: Connection, names: Collection[str] | None = None) -> Snapshot:
         """Return the data behind the metrics of finished calls, after applying the limits."""
         wanted = true() if names is None else accounts.c.name.in_(list(names))
@@ -361,7 +346,6 @@ class Store:
             for row, text, watched, state, since, kind, labels in sorted(rows)
         ]
 
-    @_transaction
     def recount(self, connection: Connection) -> None:
         """Count all open calls, which takes 0.1 s for a million.
 
@@ -511,7 +495,6 @@ class Store:
         recent = now - naming_interval(self.settings.retention)
         connection.execute(_PUSH, {"rows": to_json_rows(rows), "now": now, "recent": recent})
 
-    @_transaction
     def mark_pushed(self, connection: Connection, row: int) -> bool:
         """Mark a call as pushed, so that it stays if no source names it; return whether it exists.
 
@@ -644,7 +627,6 @@ class Store:
         ignored = frozenset(ids) - held.keys()
         return Committed(dict(added), ignored, [event for *_, event in events], notify, newest)
 
-    @_transaction
     def record_callback(
         self, connection: Connection, row: int, outcome: CallbackOutcome, price: float | None
     ) -> dict[TotalKey, float]:

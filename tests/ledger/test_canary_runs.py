@@ -142,7 +142,7 @@ def test_an_accepted_call_is_a_call_that_counts_nowhere(database: Database) -> N
     assert (committed.finished, committed.ignored) == ([], frozenset())
     assert finish(store, call_of(run)).ignored == {run.call_id}
     assert pay(store, call_of(run).id, 700.0) == {}
-    assert store.snapshot().totals == {}
+    assert store.database.run(store.snapshot).totals == {}
     assert store.database.run(recent_calls, 0.0)[0] == []
     assert list_calls(database, ["main"]).records == []
     (run,) = runs.read_state(["hourly"], 0.0).open

@@ -43,7 +43,9 @@ def test_a_life(store: Store, machine: Machine) -> None:
     for after, state in states:
         change(store, call, state, after)
     machine.pass_time(12)
-    assert store.record_callback(call.call.id, CallbackOutcome.HINT, 420.5) == {}
+    assert (
+        store.database.run(store.record_callback, call.call.id, CallbackOutcome.HINT, 420.5) == {}
+    )
     change(store, call, CallState.QUEUED, 15)
     expected: list[Shown] = [
         WATCHED,
@@ -115,7 +117,7 @@ def test_what_is_in_the_row_of_the_call_is_not_stored_twice(
     store.configure(StoreSettings(history=False))
     statements.clear()
     change(store, other, CallState.AWAITING_REPORT, 3)
-    store.record_callback(other.call.id, CallbackOutcome.HINT, 1.0)
+    store.database.run(store.record_callback, other.call.id, CallbackOutcome.HINT, 1.0)
     assert not [one for one in statements if "history" in one]
     assert [subject for _, _, subject, _ in shown(store, other)] == [
         *("", "not_found", "awaiting_report")
@@ -126,7 +128,7 @@ def test_nobody_can_fill_the_ledger_through_a_call(store: Store, machine: Machin
     call, other = push(store, new("a"), new("b"))
     for _ in range(MAX_EVENTS + 5):
         machine.pass_time(1)
-        store.record_callback(call.call.id, CallbackOutcome.HINT, None)
+        store.database.run(store.record_callback, call.call.id, CallbackOutcome.HINT, None)
     assert stored_events(store) == MAX_EVENTS
-    store.record_callback(other.call.id, CallbackOutcome.HINT, None)
+    store.database.run(store.record_callback, other.call.id, CallbackOutcome.HINT, None)
     assert stored_events(store) == MAX_EVENTS + 1

@@ -133,7 +133,7 @@ _numbers = iter(range(10**9))
 
 def counted(store: Store, account: str = "main", names: str = "ab") -> dict[str, float]:
     """Return how many calls were counted, by their labels."""
-    snapshot = store.snapshot()
+    snapshot = store.database.run(store.snapshot)
     found: defaultdict[str, float] = defaultdict(float)
     for cell, value in snapshot.totals.items():
         if cell.account == account and cell.total is TotalKind.CALLS:
@@ -150,7 +150,7 @@ def test_calls_of_a_set_that_made_room_count_with_the_others(store: Store) -> No
     finish(store, *early, verdict=ANSWERED)
     pay(store, early[0].call.id, 350.0)
     assert counted(store) == {"aother b1": 1, "aother b2": 1, "a2 b1": 1, "a3 b1": 1}
-    snapshot = store.snapshot()
+    snapshot = store.database.run(store.snapshot)
     (price,) = (cell for cell in snapshot.totals if cell.total is TotalKind.PRICE)
     assert snapshot.label_sets[price.labels] == {"a": "other", "b": "1"}
     assert held <= snapshot.label_sets.keys()
@@ -165,7 +165,7 @@ def test_the_delays_of_a_set_that_made_room_stay(store: Store) -> None:
     limited(store, 1)
     for number, kind in enumerate((Kind.CALL, Kind.MESSAGE) * 2):
         finish(store, *push(store, new(f"{number}", {"a": f"{number}"})._replace(kind=kind)))
-    totals = store.snapshot().totals.items()
+    totals = store.database.run(store.snapshot).totals.items()
     for kept in (TotalKind.DELAY, TotalKind.MESSAGE_DELAY):
         assert sum(v for c, v in totals if c.total is kept and c.cell != SUM) == 2
 
@@ -185,7 +185,7 @@ def series(totals: CallTotals) -> dict[tuple[str, ...], float]:
 def shown(store: Store) -> CallTotals:
     """Show a ledger as an exporter does that has just started."""
     totals = CallTotals(store.settings.limits.names)
-    totals.show({"main", "b"}, store.snapshot())
+    totals.show({"main", "b"}, store.database.run(store.snapshot))
     return totals
 
 
@@ -207,7 +207,9 @@ def test_the_exemplar_of_a_call_is_at_the_series_that_counts_it(store: Store) ->
     (evicted,) = push(store, *calls("a1"))
     push(store, *calls("a2"))
     newest = store.commit([observed(evicted, ANSWERED)]).newest
-    assert {store.snapshot().label_sets[key.labels]["a"] for key in newest} == {OTHER}
+    assert {store.database.run(store.snapshot).label_sets[key.labels]["a"] for key in newest} == {
+        OTHER
+    }
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -257,12 +259,12 @@ def test_limits_and_labels_that_change(store: Store, names: str, limits: tuple[i
 def test_names_that_change_there_and_back_lose_nothing(store: Store) -> None:
     limited(store, 9, 9)
     count(store, "a1 b1", "a2 b1")
-    before = store.snapshot()
+    before = store.database.run(store.snapshot)
     limited(store, 9, 9, "x")
-    store.snapshot()
+    store.database.run(store.snapshot)
     count(store, "x1")
     limited(store, 9, 9)
-    after = store.snapshot()
+    after = store.database.run(store.snapshot)
     assert after.totals.items() >= before.totals.items()
 
 
@@ -315,7 +317,7 @@ def test_exporters_that_make_room_at_the_same_time_count_each_call_once(
         return lambda: work(stores[number], number + 1)
 
     assert sum(together(*(run(number) for number in range(3)))) == 180
-    totals = stores[0].snapshot().totals
+    totals = stores[0].database.run(stores[0].snapshot).totals
     # What has no labels but the account is never evicted.
     assert sum(v for c, v in totals.items() if c.total is TotalKind.DELAY and c.cell != SUM) == 180
     assert sum(v for c, v in totals.items() if c.total is TotalKind.PRICE) <= 180

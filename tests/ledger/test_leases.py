@@ -215,7 +215,7 @@ def test_whoever_takes_a_lease_sees_or_is_told_of_every_total(
 
         def take(holder: Exporter = holder) -> float:
             holder.take("main")
-            totals = holder.store.snapshot(["main"]).totals
+            totals = holder.store.database.run(holder.store.snapshot, ["main"]).totals
             return sum(value for cell, value in totals.items() if cell.total is TotalKind.CALLS)
 
         _, shown = together(commit, take)

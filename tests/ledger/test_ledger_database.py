@@ -155,8 +155,8 @@ def test_another_program_that_holds_it(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="is locked by another program; end it"):
-            Store(database).snapshot()
-    assert Store(database).snapshot().label_sets == {}
+            database.run(Store(database).snapshot)
+    assert database.run(Store(database).snapshot).label_sets == {}
     database.close()
 
 

@@ -110,7 +110,7 @@ def test_exporters_that_start_together_upgrade_once(
     name = make_url(empty_url).database
     server.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
     for database in together(*[partial(open_database, empty_url)] * 4):
-        assert Store(database).snapshot().totals == {}
+        assert database.run(Store(database).snapshot).totals == {}
         database.close()
 
 

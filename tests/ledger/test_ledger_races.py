@@ -39,7 +39,11 @@ def stores(shared: Callable[[], Database]) -> list[Store]:
 
 
 def calls_counted(store: Store) -> float:
-    return sum(v for c, v in store.snapshot().totals.items() if c.total is TotalKind.CALLS)
+    return sum(
+        v
+        for c, v in store.database.run(store.snapshot).totals.items()
+        if c.total is TotalKind.CALLS
+    )
 
 
 def known(store: Store) -> list[str]:
@@ -95,7 +99,7 @@ def test_a_price_that_several_tell_counts_once(stores: list[Store]) -> None:
             partial(pay, stores[1], stored.call.id, 350.0),
             partial(finish, stores[2], stored),
         )
-    totals = stores[0].snapshot().totals
+    totals = stores[0].database.run(stores[0].snapshot).totals
     assert sum(v for c, v in totals.items() if c.total is TotalKind.PRICE) == 350.0 * ROUNDS
 
 

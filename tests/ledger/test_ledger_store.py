@@ -67,7 +67,7 @@ def finish(store: Store, *calls: StoredCall, verdict: Finished = BUSY, after: fl
 
 
 def pay(store: Store, row: int, price: float) -> dict[TotalKey, float]:
-    return store.record_callback(row, CallbackOutcome.HINT, price)
+    return store.database.run(store.record_callback, row, CallbackOutcome.HINT, price)
 
 
 def ids(calls: Iterable[StoredCall]) -> list[str]:
@@ -82,7 +82,7 @@ def rows(store: Store, query: str) -> list[tuple[object, ...]]:
 def test_a_new_call_is_stored_as_it_came(store: Store) -> None:
     (stored,) = push(store, new("Ab-1", OTP))
     assert stored.account == "main"
-    assert store.snapshot().label_sets == {stored.call.label_set: OTP}
+    assert store.database.run(store.snapshot).label_sets == {stored.call.label_set: OTP}
     call = stored.call
     assert (call.reference_id, call.first_watched, call.state) == ("Ab-1", NOW, CallState.NEW)
     (again,) = store.unfinished("main")
@@ -119,7 +119,7 @@ def test_what_is_as_long_as_may_be(store: Store) -> None:
     reference_id = "R" * MAX_REFERENCE_ID_LENGTH
     (stored,) = store.watch(source, [new(reference_id, labels, "m" * 64)], NOW).added
     assert store.database.run(list_sources) == [source]
-    assert store.snapshot().label_sets == {stored.call.label_set: labels}
+    assert store.database.run(store.snapshot).label_sets == {stored.call.label_set: labels}
     store.commit([observed(stored, PollAgain(max(CallState, key=len)))])
     finish(store, stored, verdict=Finished(max(Result, key=len), max(Status, key=len)))
     assert store.database.run(find_call, "m" * 64, reference_id) is not None
@@ -181,7 +181,7 @@ def test_a_finished_call_adds_to_the_totals_once(store: Store) -> None:
         again = store.commit([observed(stored, late, 9.0)])
         assert not again.added
         assert again.ignored == {stored.call.id}
-    snapshot = store.snapshot()
+    snapshot = store.database.run(store.snapshot)
     assert snapshot.label_sets == {stored.call.label_set: OTP}
     assert {(c.total.value, c.cell): value for c, value in snapshot.totals.items()} == totals
     assert {(c.account, c.labels) for c in snapshot.totals} == {("main", stored.call.label_set)}
@@ -228,11 +228,11 @@ def test_a_call_that_is_kept_stays_whatever_files_say(store: Store) -> None:
     written = "SELECT xmin FROM calls" if store.exporter else "SELECT total_changes()"
     versions = [rows(store, written)]
     for _ in range(2):
-        assert store.mark_pushed(row)
+        assert store.database.run(store.mark_pushed, row)
         versions.append(rows(store, written))
     # The first time alone costs a commit.
     assert versions[0] != versions[1] == versions[2]
-    assert not store.mark_pushed(row + 1)
+    assert not store.database.run(store.mark_pushed, row + 1)
     assert store.keep_only("calls.txt", set()) == []
     assert ids(store.unfinished("main")) == ["a"]
 
@@ -242,10 +242,10 @@ def test_old_finished_calls_are_forgotten_but_not_their_totals(store: Store) -> 
     finish(store, *kept, *push(store, new("old")), after=0)
     finish(store, *push(store, new("fresh")), after=100)
     push(store, new("unfinished"))
-    before = store.snapshot()[:2]
+    before = store.database.run(store.snapshot)[:2]
     assert store.database.run(prune_finished, NOW + 50) == 1
     assert store.database.run(prune_finished, NOW + 50) == 0
-    assert store.snapshot()[:2] == before
+    assert store.database.run(store.snapshot)[:2] == before
     # What a file still names is not forgotten: it would be watched, and counted, anew.
     assert store.watch("config", [new("named"), new("fresh")], NOW)[0] == []
     assert ids(push(store, new("old"))) == ["old"]
@@ -284,11 +284,11 @@ def test_what_is_named_again_is_not_forgotten_however_short_the_retention(
         now = machine.wall
         assert push(store, new("queried"), now=now) == []
         assert store.push([[new("PUSHED")]], now).added == []
-        assert store.mark_pushed(called_back.call.id)
-        assert store.mark_pushed(deleted.call.id)
+        assert store.database.run(store.mark_pushed, called_back.call.id)
+        assert store.database.run(store.mark_pushed, deleted.call.id)
         assert store.database.run(prune_finished, now - retention) == (number == 4)
     assert store.database.run(prune_finished, machine.wall + 1) == 4
-    assert not store.mark_pushed(deleted.call.id)
+    assert not store.database.run(store.mark_pushed, deleted.call.id)
 
 
 def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
@@ -298,7 +298,7 @@ def test_a_deleted_call_stays_deleted(store: Store, database: Database) -> None:
     assert not store.delete(call.call.id, NOW + 2)
     assert pay(store, call.call.id, 350.0) == pay(store, 9, 350.0) == {}
     assert store.commit([observed(call, BUSY)]).ignored == {call.call.id}
-    assert store.snapshot().totals == {}
+    assert store.database.run(store.snapshot).totals == {}
     assert [record.reference_id for record in list_calls(database, ["main"]).records] == ["other"]
     assert (found := store.database.run(find_call, "main", "A")) is not None
     assert found.state == "deleted"
@@ -349,7 +349,11 @@ def test_a_price_is_added_once(
     told = [dict(store.commit([observed(stored, BUSY)]).added)]
     told += [pay(store, row, price) for price in after]
     live = sum(v for added in told for c, v in added.items() if c.total is TotalKind.PRICE)
-    kept = sum(v for c, v in store.snapshot().totals.items() if c.total is TotalKind.PRICE)
+    kept = sum(
+        v
+        for c, v in store.database.run(store.snapshot).totals.items()
+        if c.total is TotalKind.PRICE
+    )
     assert (live, kept) == (total, total)
     assert rows(store, "SELECT coalesce(price, 0.0) FROM calls") == [(total,)]
 
@@ -382,7 +386,7 @@ def test_sums_do_not_depend_on_their_order(store: Store) -> None:
         done = Finished(Result.SUCCESS, Status.ANSWERED, seconds)
         added = store.commit([observed(call, done)]).added
         live += sum(v for c, v in added.items() if c[2:] == (TotalKind.DURATION, "sum"))
-    totals = store.snapshot().totals.items()
+    totals = store.database.run(store.snapshot).totals.items()
     (read,) = (value for cell, value in totals if cell[2:] == (TotalKind.DURATION, "sum"))
     assert read == pytest.approx(sum(durations), abs=29 / 2048)
     assert live == read

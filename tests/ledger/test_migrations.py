@@ -133,7 +133,11 @@ def test_an_older_ledger_becomes_a_new_one_and_goes_on(
     (call,) = store.unfinished("main")
     assert ids([call]) == ["open"]
     finish(store, call)
-    (counted,) = (v for c, v in store.snapshot().totals.items() if c.total is TotalKind.CALLS)
+    (counted,) = (
+        v
+        for c, v in store.database.run(store.snapshot).totals.items()
+        if c.total is TotalKind.CALLS
+    )
     assert counted == 42
     # Calls of canaries, one of which a callback had brought.
     first, second, unsure = database.run(canary_runs.read_state, ["hourly"], 0.0).open

@@ -73,6 +73,6 @@ def test_what_other_exporters_insert_takes_room_at_once(
     assert b.push([calls("f", 1)], NOW).counts == ["main"]
     # What they finish is seen when it is counted anew.
     finish(a, *(one for one in a.unfinished("main") if one.call.reference_id.startswith("a")))
-    b.recount()
+    b.database.run(b.recount)
     assert b.push([calls("f", 2), calls("f", 1, "third")], NOW).counts == [(2, 0), (1, 0)]
     assert b.push([calls("g", 1)], NOW).counts == ["main"]
