@@ -109,10 +109,9 @@ class CallTracker:
     async def load_totals(self, accounts: Collection[str]) -> None:
         """Load the totals and recent results of accounts before they are polled."""
         since, ahead = self.recent_results.needed_since(time.time()), self._ledger.clock.ahead
-        past, since = await self._ledger.execute(recent_calls, since + ahead, accounts)
-        finished = [self._ledger.to_machine_time(call) for call in past]
+        finished, since = await self._ledger.execute(recent_calls, since, accounts, ahead)
         # Calls that finish before `snapshot` are added to the results, and included in its totals.
-        self.recent_results.load(accounts, finished, since - ahead)
+        self.recent_results.load(accounts, finished, since)
         for name in accounts:
             self._past[name] = defaultdict(lambda: deque(maxlen=WINDOW))
         for call in finished:
@@ -288,7 +287,8 @@ class CallTracker:
             self.totals.learn(await self._ledger.execute(label_sets_of, labels))
         self.poll(claimed, within)
         closed = {notice.call for notice in notices if notice.call and notice.notice == FORGET}
-        finished = await self._ledger.execute(finished_calls, closed) if closed else {}
+        ahead = self._ledger.clock.ahead
+        finished = await self._ledger.execute(finished_calls, closed, ahead) if closed else {}
         for notice in notices:
             account = self._accounts.get(notice.account)
             if account is not None and notice.call is not None:
@@ -297,7 +297,7 @@ class CallTracker:
                 else:
                     account.poller.remove(notice.call)
                     if call := finished.get(notice.call):
-                        self.recent_results.add(self._ledger.to_machine_time(call))
+                        self.recent_results.add(call)
         self._handled_notices = [notice.id for notice in notices]
         self._stale |= any(notice.notice == TOTALS for notice in notices)
         if self._stale and time.monotonic() >= self._totals_at:

@@ -14,8 +14,10 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Float,
     Row,
     Select,
+    bindparam,
     case,
     delete,
     exists,
@@ -246,12 +248,14 @@ _COUNTED: Final = (
 )
 """The conditions that a call has finished and is counted."""
 
+_ahead: Final = bindparam("ahead", type_=Float())
 _FINISHED_CALLS: Final = (
     select(
         calls.c.id,
         accounts.c.name,
         *calls.c["reference_id", "result", "status", "duration", "key"],
-        *calls.c["first_watched", "finished_at", "kind", "delivered", "failed"],
+        *(calls.c.first_watched - _ahead, calls.c.finished_at - _ahead),
+        *calls.c["kind", "delivered", "failed"],
     )
     .join_from(calls, accounts)
     .where(*_COUNTED)
@@ -263,31 +267,34 @@ def recent_calls(
     connection: Connection,
     since: float,
     names: Collection[str] | None = None,
+    ahead: float = 0.0,
     limit: int = MAX_RECENT,
 ) -> tuple[list[FinishedCall], float]:
     """Return the newest `limit` calls of accounts that have finished since a Unix time.
 
-    The oldest come first. Return also the time since when they are complete. All times are of the
-    ledger's clock.
+    The oldest come first. Return also the time since when they are complete. `ahead` are the
+    seconds by which the ledger's clock is ahead of the clock of all times.
     """
-    query = _FINISHED_CALLS.where(calls.c.finished_at >= since).limit(limit)
+    query = _FINISHED_CALLS.where(calls.c.finished_at >= since + ahead).limit(limit)
     if names is not None:
         # `+ 0` prevents the use of the index by account, which would read all open calls.
         wanted = select(accounts.c.id).where(accounts.c.name.in_(list(names)))
         query = query.where((calls.c.account_id + 0).in_(wanted))
-    found = [*_finished(connection, query).values()][::-1]
+    found = [*_finished(connection, query, ahead).values()][::-1]
     return found, found[0].finished_at if len(found) == limit else since
 
 
-def finished_calls(connection: Connection, rows: Collection[int]) -> dict[int, FinishedCall]:
-    """Return those of the given calls that have finished, by row."""
-    return _finished(connection, _FINISHED_CALLS.where(calls.c.id.in_(list(rows))))
+def finished_calls(
+    connection: Connection, rows: Collection[int], ahead: float = 0.0
+) -> dict[int, FinishedCall]:
+    """Return those of the given calls that have finished, by row; see `recent_calls`."""
+    return _finished(connection, _FINISHED_CALLS.where(calls.c.id.in_(list(rows))), ahead)
 
 
-def _finished(connection: Connection, query: Select[Any]) -> dict[int, FinishedCall]:
+def _finished(connection: Connection, query: Select[Any], ahead: float) -> dict[int, FinishedCall]:
     return {
         row: FinishedCall._make([*call[:6], {}, *call[6:]])
-        for row, *call in connection.execute(query)
+        for row, *call in connection.execute(query, {"ahead": ahead})
     }
 
 

@@ -24,14 +24,12 @@ from exporter.ledger.types import (
     BATCH_SIZE,
     CallRecord,
     Committed,
-    FinishedCall,
     Observation,
 )
 from exporter.threads import SerialThread
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Call = TypeVar("Call", CallRecord, FinishedCall)
 Subscriber: TypeAlias = Callable[[Collection[Observation], Committed], None]
 
 # Seconds to collect observations before a commit. A commit waits for the disk, so committing many
@@ -147,7 +145,7 @@ class Ledger:
             raise LedgerError("the ledger is not open")
         return await _result(self._reader.submit(partial(function, *args, **kwargs)))
 
-    def to_machine_time(self, call: Call) -> Call:
+    def to_machine_time(self, call: CallRecord) -> CallRecord:
         """Return a call with its times converted to the machine's clock."""
         if not (ahead := self.clock.ahead):
             return call

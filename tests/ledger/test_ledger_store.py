@@ -376,6 +376,11 @@ def test_what_finished_lately(store: Store) -> None:
     assert store.database.run(recent_calls, NOW, ["main"]) == (calls[:2], NOW)
     # They are all since the oldest of them: there may be others before it.
     assert store.database.run(recent_calls, NOW, limit=2) == (calls[1:], NOW + 20)
+    # By a clock that is an hour behind that of the ledger.
+    times = [(call.first_watched, call.finished_at) for call in calls]
+    found, since = store.database.run(recent_calls, NOW - 3600 + 15, ahead=3600.0)
+    assert [(call.first_watched + 3600, call.finished_at + 3600) for call in found] == times[1:]
+    assert since == NOW - 3600 + 15
 
 
 def test_sums_do_not_depend_on_their_order(store: Store) -> None:
